@@ -1,0 +1,54 @@
+# Set-up keeps its environment in .venv; nothing outside this folder is changed.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+PYTEST := $(BIN)/python -m pytest -q -n 2
+
+.PHONY: setup demo test test-slow test-vllm check fix bench docs peers clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt tools/setup.sh
+	@sh tools/setup.sh "$(PYTHON)"
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/pennyweight demo -o demo
+
+test: $(STAMP)
+	$(PYTEST)
+
+test-slow: $(STAMP)
+	$(PYTEST) -m slow
+
+test-vllm: $(STAMP)
+	sh tools/setup_vllm.sh
+	$(BIN)/python -m pytest -q -m vllm
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python tools/check_sizes.py
+	$(BIN)/python tools/paste_help.py --check
+	$(PYTEST)
+
+fix: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/python tools/paste_help.py
+
+docs: $(STAMP)
+	$(BIN)/python tools/paste_help.py
+
+peers:
+	sh tools/setup_peers.sh llmcompressor
+
+bench: $(STAMP) peers
+	$(BIN)/python bench/gptq_quality.py
+	$(BIN)/python bench/gptq_speed.py
+	$(BIN)/python bench/memory.py
+
+clean:
+	rm -rf .venv .venv-vllm .venv-peers demo .pytest_cache .ruff_cache

@@ -1,0 +1,3 @@
+"""Post-training quantization for language models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,5 @@
+"""`python -m pennyweight` is `pennyweight`."""
+
+from pennyweight.cli.main import main
+
+main()

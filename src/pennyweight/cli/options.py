@@ -1,0 +1,67 @@
+"""From options of the command line to a recipe; what `check` and `quantize` share."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="Model directory or Hub id; `pylm` is the bundled one.", show_default=False
+    ),
+]
+SchemeName = Annotated[
+    str | None,
+    typer.Option("--scheme", help="Such as W4A16_g128 (the default), W3A16_g64_asym, W8A8."),
+]
+QuantizerName = Annotated[
+    str | None, typer.Option("--quantizer", help="gptq (the default), rtn, mse_clip or hqq.")
+]
+CalibrateOn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--calibrate", help="stdlib (the default) or a .txt, .jsonl or .json file. Repeatable."
+    ),
+]
+Samples = Annotated[int | None, typer.Option(help="Calibration samples [128].")]
+Tokens = Annotated[int | None, typer.Option(help="Tokens of each sample [512].")]
+SplitAt = Annotated[
+    str | None, typer.Option(help="Regular expression that cuts calibration files into documents.")
+]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A TOML recipe.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value in the recipe, as rule.0.options.damp=0.05. Repeatable."),
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of all randomness [0].")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that the model brings along.")
+]
+
+
+def recipe_from(
+    model: str | None,
+    file: Path | None,
+    overrides: list[str] | None,
+    *,
+    rule: dict[str, Any],
+    calibrate: dict[str, Any],
+    top: dict[str, Any],
+):
+    """The recipe of a file, or of the options; options that were given win over the file."""
+    from pennyweight.pipeline.recipe import override, parse_recipe, read_recipe
+
+    data: dict[str, Any] = read_recipe(file) if file else {}
+    given = {key: value for key, value in rule.items() if value is not None}
+    if given:
+        rules = data.setdefault("rule", [{}])
+        for entry in rules[-1:]:  # the last rule is the one that takes what no other rule took
+            entry.update(given)
+    data.setdefault("calibrate", {}).update(
+        {key: value for key, value in calibrate.items() if value is not None}
+    )
+    data.update({key: value for key, value in top.items() if value is not None})
+    if model:
+        data["model"] = model
+    return parse_recipe(override(data, overrides or []), str(file or "options"))

@@ -1,0 +1,108 @@
+"""`pennyweight quantize`: make a quantized checkpoint and prove it."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from pennyweight.cli.options import (
+    CalibrateOn,
+    Model,
+    Overrides,
+    QuantizerName,
+    RecipeFile,
+    Samples,
+    SchemeName,
+    Seed,
+    SplitAt,
+    Tokens,
+    TrustRemoteCode,
+    recipe_from,
+)
+
+if TYPE_CHECKING:
+    from pennyweight.pipeline.quantize import Result
+
+
+def quantize_command(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A directory that does not exist yet.")
+    ],
+    scheme: SchemeName = None,
+    quantizer: QuantizerName = None,
+    calibrate: CalibrateOn = None,
+    samples: Samples = None,
+    tokens: Tokens = None,
+    split_at: SplitAt = None,
+    recipe: RecipeFile = None,
+    overrides: Overrides = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Repeat a saved plan.json instead of making a plan.")
+    ] = None,
+    seed: Seed = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; time only, never the result.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to compute. Only cpu so far.")] = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
+    keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep OUTPUT.work.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+) -> None:
+    """Quantize MODEL into the directory OUTPUT, and prove that the files hold what was computed.
+
+    Interrupted at any moment, the same command continues and ends with the same bytes.
+    """
+    from pennyweight.cli.progress import Bar
+    from pennyweight.core import Progress, RecipeError, UnsupportedError
+    from pennyweight.pipeline.quantize import quantize
+
+    if device != "cpu":
+        raise UnsupportedError(f"--device {device}: only cpu is supported so far")
+    if plan and (recipe or scheme or quantizer or calibrate or overrides or seed is not None):
+        raise RecipeError(
+            "--plan: a plan is complete; edit the file instead of giving other options"
+        )
+    what = plan or recipe_from(
+        model,
+        recipe,
+        overrides,
+        rule={"scheme": scheme, "quantizer": quantizer},
+        calibrate={"data": calibrate, "samples": samples, "tokens": tokens, "split_at": split_at},
+        top={"seed": seed, "trust_remote_code": trust_remote_code or None},
+    )
+    console = Console(stderr=True)
+    options = {"threads": threads, "keep_work": keep_work, "model": model if plan else None}
+    if quiet:
+        result = quantize(what, output, progress=Progress(), **options)
+    else:
+        with Bar(console) as bar:
+            result = quantize(what, output, progress=bar, **options)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=1))
+    else:
+        show_result(result, Console(highlight=False))
+
+
+def show_result(result: "Result", console: Console) -> None:
+    """What was made, and what was proven of it."""
+    from pennyweight.export.card import describe_logits, readable_bytes
+
+    check, census = result.check, result.proof["census"]
+    console.print(
+        f"{result.path}: {readable_bytes(check.bytes_before)} -> "
+        f"{readable_bytes(check.bytes_after)}, "
+        f"{check.bits_per_weight:.2f} bits per quantized weight, {result.elapsed_s:.0f} s, "
+        f"peak memory {result.peak_bytes / 2**30:.2f} GiB",
+        soft_wrap=True,
+    )
+    console.print(
+        f"proof: {census['quantized']} tensors quantized and {census['copied_bit_for_bit']} "
+        "copied, none "
+        "missing; every weight decodes bit for bit",
+        soft_wrap=True,
+    )
+    console.print(f"       {describe_logits(result.proof['logits'])}", soft_wrap=True)

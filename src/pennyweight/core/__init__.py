@@ -1,0 +1,41 @@
+"""The nouns: small frozen dataclasses that every other package passes around."""
+
+from pennyweight.core.errors import (
+    CheckpointError,
+    DataError,
+    FormatError,
+    NumericalError,
+    PennyweightError,
+    RecipeError,
+    UnknownNameError,
+    UnsupportedError,
+)
+from pennyweight.core.format import Format, Grid, QTensor, blocked, plain
+from pennyweight.core.progress import Progress
+from pennyweight.core.quantized import Quantized
+from pennyweight.core.registry import Registry, load_siblings
+from pennyweight.core.scheme import ActivationFormat, Scheme
+from pennyweight.core.stats import Stats
+
+__all__ = [
+    "ActivationFormat",
+    "CheckpointError",
+    "DataError",
+    "Format",
+    "FormatError",
+    "Grid",
+    "NumericalError",
+    "PennyweightError",
+    "Progress",
+    "QTensor",
+    "Quantized",
+    "RecipeError",
+    "Registry",
+    "Scheme",
+    "Stats",
+    "UnknownNameError",
+    "UnsupportedError",
+    "blocked",
+    "load_siblings",
+    "plain",
+]

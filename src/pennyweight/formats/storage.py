@@ -1,0 +1,75 @@
+"""A QTensor as named tensors of bytes, and back. `unpack(pack(q))` equals q bit for bit."""
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from pennyweight.core import Format, QTensor
+from pennyweight.formats.bits import pack_bits, packed_bytes, unpack_bits
+
+
+def pack(q: QTensor) -> dict[str, Tensor]:
+    """`codes`, `scale`, `zero_point`; a quantized scale becomes `scale.codes`, `scale.scale`,
+    ..."""
+    format = q.format
+    stored = {"codes": pack_bits(q.codes, format.grid.bits)}
+    stored |= _pack_part("scale", q.scale, format.scale, format)
+    if q.zero_point is not None and format.zero_point is not None:
+        stored |= _pack_part("zero_point", q.zero_point, format.zero_point, format)
+    return stored
+
+
+def unpack(stored: dict[str, Tensor], format: Format, shape: tuple[int, int]) -> QTensor:
+    """The QTensor of `shape` whose `pack` is `stored`."""
+    groups = format.groups(*shape)
+    return QTensor(
+        format=format,
+        codes=unpack_bits(stored["codes"], format.grid.bits, shape[1]),
+        scale=_unpack_part("scale", stored, format.scale, format, groups),
+        zero_point=None
+        if format.zero_point is None
+        else _unpack_part("zero_point", stored, format.zero_point, format, groups),
+    )
+
+
+def stored_bytes(format: Format, shape: tuple[int, int]) -> int:
+    """Bytes of everything that `pack` stores for a tensor of this shape, without making one."""
+    total = shape[0] * packed_bytes(shape[1], format.grid.bits)
+    for kind in (format.scale, format.zero_point):
+        if kind is not None:
+            total += _part_bytes(kind, format, format.groups(*shape))
+    return total
+
+
+def bits_per_weight(format: Format, shape: tuple[int, int]) -> float:
+    return 8 * stored_bytes(format, shape) / prod(shape)
+
+
+def _pack_part(name: str, part, kind, format: Format) -> dict[str, Tensor]:
+    if isinstance(part, QTensor):
+        return {f"{name}.{key}": tensor for key, tensor in pack(part).items()}
+    if kind is torch.uint8:
+        return {name: pack_bits(part.to(torch.uint8), format.grid.bits)}
+    return {name: part.to(kind)}
+
+
+def _unpack_part(name: str, stored: dict[str, Tensor], kind, format: Format, groups):
+    if isinstance(kind, Format):
+        inner = {
+            key.removeprefix(f"{name}."): tensor
+            for key, tensor in stored.items()
+            if key.startswith(f"{name}.")
+        }
+        return unpack(inner, kind, groups)
+    if kind is torch.uint8:
+        return unpack_bits(stored[name], format.grid.bits, groups[1]).float()
+    return stored[name].float()
+
+
+def _part_bytes(kind, format: Format, groups: tuple[int, int]) -> int:
+    if isinstance(kind, Format):
+        return stored_bytes(kind, groups)
+    if kind is torch.uint8:
+        return groups[0] * packed_bytes(groups[1], format.grid.bits)
+    return prod(groups) * kind.itemsize

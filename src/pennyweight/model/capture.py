@@ -1,0 +1,128 @@
+"""What each block is called with: run the model once with every block replaced by a recorder.
+
+The recorder hands its hidden state on unchanged, so one cheap pass through embeddings and masks
+shows the arguments of all blocks, whatever the architecture passes (positions, sliding or full
+masks, ...).
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from pennyweight.core import UnsupportedError
+from pennyweight.model.skeleton import Skeleton
+
+SHAPE_TOKENS = 16
+
+
+@dataclass
+class Sample:
+    """One calibration sequence on its way through the blocks."""
+
+    hidden: Tensor  # [1, tokens, hidden], the input of the next block
+    calls: list[tuple[tuple, dict[str, Any]]]  # of each block: its other arguments
+
+    def run(self, index: int, block: nn.Module) -> Tensor:
+        """The output of block `index`."""
+        args, kwargs = self.calls[index]
+        out = block(self.hidden, *args, **kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+
+class _Recorder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.call: tuple[Tensor, tuple, dict[str, Any]] | None = None
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.call = (hidden, args, kwargs)
+        return hidden
+
+
+def capture(
+    skeleton: Skeleton, rows: Int64[Tensor, "samples tokens"], dtype: torch.dtype
+) -> list[Sample]:
+    """A Sample per row. Reads the embeddings from disk and forgets them again."""
+    weights = {
+        name: skeleton.read(source).to(dtype) for name, source in skeleton.outside_sources().items()
+        if not _is_head(skeleton, name)
+    }  # fmt: skip
+    return _capture(skeleton, rows, weights)
+
+
+def capture_shapes(skeleton: Skeleton) -> Sample:
+    """A Sample of the right shapes and no meaning: nothing is read, no page of memory is
+    touched."""
+    weights = {
+        name: torch.zeros(parameter.shape)  # calloc: pages appear only where they are read
+        for name, parameter in skeleton.model.named_parameters()
+        if not name.startswith(f"{skeleton.blocks_path}.") and not _is_head(skeleton, name)
+    }
+    tokens = min(SHAPE_TOKENS, max_tokens(skeleton) or SHAPE_TOKENS)
+    return _capture(skeleton, torch.zeros(1, tokens, dtype=torch.int64), weights)[0]
+
+
+def max_tokens(skeleton: Skeleton) -> int | None:
+    """The longest sequence the model has positions for, where its config says."""
+    return getattr(skeleton.model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def _capture(skeleton: Skeleton, rows: Tensor, weights: dict[str, Tensor]) -> list[Sample]:
+    base, samples = skeleton.model.base_model, []
+    with _weights(skeleton.model, weights), _recorders(skeleton) as recorders, torch.no_grad():
+        for row in rows:
+            base(input_ids=row[None], use_cache=False)
+            calls = [recorder.call for recorder in recorders]
+            if any(call is None for call in calls) or calls[0] is None:
+                raise UnsupportedError(
+                    f"{skeleton.blocks_path}: not every block ran; is this a decoder that reads "
+                    "text?"
+                )
+            samples.append(Sample(calls[0][0], [(call[1], call[2]) for call in calls if call]))
+    return samples
+
+
+def _is_head(skeleton: Skeleton, name: str) -> bool:
+    """Parameters that the base model does not use while it walks the blocks."""
+    base = skeleton.model.base_model_prefix
+    return not name.startswith(f"{base}.") and skeleton.model.base_model is not skeleton.model
+
+
+@contextmanager
+def _weights(model: nn.Module, weights: dict[str, Tensor]):
+    """Give the named parameters values for a while; they are meta again afterwards."""
+    set_parameters(model, weights)
+    try:
+        yield
+    finally:
+        set_parameters(model, {name: value.to("meta") for name, value in weights.items()})
+
+
+@contextmanager
+def _recorders(skeleton: Skeleton):
+    blocks = skeleton.blocks
+    originals, recorders = list(blocks), [_Recorder() for _ in blocks]
+    for index, recorder in enumerate(recorders):
+        blocks[index] = recorder
+    try:
+        yield recorders
+    finally:
+        for index, original in enumerate(originals):
+            blocks[index] = original
+
+
+def set_parameters(module: nn.Module, values: dict[str, Tensor]) -> None:
+    """Put tensors in the place of parameters or buffers, without copying them."""
+    for name, value in values.items():
+        parent, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(parent)
+        if leaf in owner._buffers:
+            owner._buffers[leaf] = value
+        else:
+            setattr(owner, leaf, nn.Parameter(value, requires_grad=False))

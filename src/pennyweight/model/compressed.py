@@ -1,0 +1,105 @@
+"""A compressed-tensors checkpoint read as if its weights were dense."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pennyweight.core import CheckpointError, QTensor, Scheme, UnsupportedError
+from pennyweight.formats.compressed_tensors import PACKED, decode, layout
+from pennyweight.formats.schemes import parse_scheme
+from pennyweight.model.checkpoint import Checkpoint, TensorInfo
+
+PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "input_scale")
+
+
+@dataclass(frozen=True)
+class CompressedCheckpoint(Checkpoint):
+    """`tensors` holds a dense `X.weight` for every quantized linear X; `read` dequantizes it."""
+
+    stored: dict[str, TensorInfo] = field(default_factory=dict)  # what is in the files
+    schemes: dict[str, Scheme] = field(default_factory=dict)  # of each quantized linear
+
+    @classmethod
+    def open(cls, path: str | Path) -> CompressedCheckpoint:
+        files = Checkpoint.open(path)
+        groups = _groups(files)
+        linears = [
+            k.removesuffix(".weight_scale") for k in files.tensors if k.endswith(".weight_scale")
+        ]
+        schemes = {name: _scheme_of(name, groups, files) for name in linears}
+        tensors = {
+            name: info
+            for name, info in files.tensors.items()
+            if not (name.rpartition(".")[0] in schemes and name.rpartition(".")[2] in PARTS)
+        }
+        config = {k: v for k, v in files.config.items() if k != "quantization_config"}
+        view = cls(files.path, config, tensors, files.tensors, schemes)
+        for name in linears:
+            tensors[f"{name}.weight"] = view._dense_info(name)
+        return view
+
+    def _dense_info(self, name: str) -> TensorInfo:
+        scale = self.stored[f"{name}.weight_scale"]
+        if layout(self.schemes[name]) == PACKED:
+            shape = tuple(self._part(name, "weight_shape").tolist())
+        else:
+            shape = self.stored[f"{name}.weight"].shape
+        return replace(scale, name=f"{name}.weight", shape=shape, packed=True)
+
+    def _part(self, name: str, part: str) -> Tensor:
+        return Checkpoint(self.path, self.config, self.stored).read(f"{name}.{part}")
+
+    def qtensor(self, name: str) -> QTensor:
+        """The stored codes and scales of linear `name`."""
+        parts = [*PARTS, "weight"]
+        stored = {part: self._part(name, part) for part in parts if f"{name}.{part}" in self.stored}
+        return decode(stored, self.schemes[name])
+
+    def input_scale(self, name: str) -> Tensor | None:
+        """[1, 1], of a static activation format."""
+        if f"{name}.input_scale" not in self.stored:
+            return None
+        return self._part(name, "input_scale").float().view(1, 1)
+
+    def read(self, name: str) -> Tensor:
+        linear = name.removesuffix(".weight")
+        if linear in self.schemes and name != linear:
+            return self.qtensor(linear).dequantize()
+        return super().read(name)
+
+
+def is_compressed(checkpoint: Checkpoint) -> bool:
+    config = checkpoint.config.get("quantization_config")
+    return isinstance(config, dict) and config.get("quant_method") == "compressed-tensors"
+
+
+def _groups(files: Checkpoint) -> list[dict[str, Any]]:
+    if not is_compressed(files):
+        raise UnsupportedError(f"{files.path}: not a compressed-tensors checkpoint")
+    return list(files.config["quantization_config"]["config_groups"].values())
+
+
+def _scheme_of(name: str, groups: list[dict[str, Any]], files: Checkpoint) -> Scheme:
+    """The scheme of the group whose targets name this linear; class names match every linear."""
+    for group in groups:
+        for target in group["targets"]:
+            regex = target.removeprefix("re:")
+            if target == name or target == "Linear" or (regex != target and re.match(regex, name)):
+                dtype = files.tensors[f"{name}.weight_scale"].dtype
+                return parse_scheme(_scheme_name(group, files.path), dtype)
+    raise CheckpointError(f"{files.path}: {name} has a scale but no group of the config names it")
+
+
+def _scheme_name(group: dict[str, Any], path: Path) -> str:
+    weights, inputs = group["weights"], group.get("input_activations")
+    if weights["type"] != "int" or (inputs and (inputs["type"], inputs["num_bits"]) != ("int", 8)):
+        raise UnsupportedError(f"{path}: only integer schemes can be read so far, found {weights}")
+    if inputs:
+        return "W8A8" if inputs["dynamic"] else "W8A8_static"
+    group_size = f"_g{weights['group_size']}" if weights["strategy"] == "group" else ""
+    return f"W{weights['num_bits']}A16{group_size}{'' if weights['symmetric'] else '_asym'}"

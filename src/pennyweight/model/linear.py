@@ -1,0 +1,53 @@
+"""A linear that computes as its scheme says: quantized weight, and input rounded as it would be
+served."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pennyweight.core import ActivationFormat
+from pennyweight.formats.rounding import round_to_nearest
+
+
+class QuantizedLinear(nn.Linear):
+    """y = round(x) @ weight^T + bias, with weight already dequantized.
+
+    input_scale: [1, 1], of a static activation format; None for a dynamic one.
+    """
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "out in"],
+        bias: Tensor | None,
+        activation: ActivationFormat,
+        input_scale: Tensor | None = None,
+    ) -> None:
+        super().__init__(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            self.bias = nn.Parameter(bias, requires_grad=False)
+        self.activation, self.input_scale = activation, input_scale
+
+    def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
+        return super().forward(round_activation(x, self.activation, self.input_scale))
+
+
+def round_activation(
+    x: Float[Tensor, "... in"], activation: ActivationFormat, scale: Tensor | None
+) -> Float[Tensor, "... in"]:
+    """x as its codes stand for it, in x's dtype."""
+    flat = x.reshape(-1, x.shape[-1]).float()
+    if not activation.dynamic:
+        assert scale is not None, "a static activation format needs a calibrated scale"
+    rounded = round_to_nearest(flat, activation.format, None if activation.dynamic else scale)
+    return rounded.dequantize().view(x.shape).to(x.dtype)
+
+
+def static_input_scale(absmax: Float[Tensor, " in"], activation: ActivationFormat) -> Tensor:
+    """The [1, 1] scale under which the largest calibrated input is just representable."""
+    grid = activation.format.grid
+    reach = min(grid.highest - grid.middle, grid.middle - grid.lowest)
+    scale = (absmax.max() / reach).clamp(min=torch.finfo(torch.float32).tiny)
+    return scale.view(1, 1).to(torch.float32)

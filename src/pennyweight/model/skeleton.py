@@ -1,0 +1,181 @@
+"""A model's modules without its weights, and the checkpoint name of every parameter.
+
+transformers builds the modules from config.json on the meta device. Which checkpoint tensor fills
+which parameter is asked of transformers' own conversion tables, so a renamed or fused architecture
+needs no table here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from pennyweight.core import CheckpointError, UnsupportedError
+from pennyweight.model.adapt import Source, adapt
+from pennyweight.model.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """The adapted model: every projection is an nn.Linear with a name that the checkpoint uses."""
+
+    checkpoint: Checkpoint
+    model: PreTrainedModel
+    blocks_path: str  # of the ModuleList of decoder blocks, e.g. "model.layers"
+    sources: dict[str, Source]  # parameter name -> where its values come from
+
+    @classmethod
+    def build(cls, checkpoint: Checkpoint, trust_remote_code: bool = False) -> Skeleton:
+        """Raises UnsupportedError for what is not a decoder that transformers can build."""
+        model = _empty_model(checkpoint, trust_remote_code)
+        plain, fused = _match_names(checkpoint, model)
+        sources = adapt(model, plain, fused)
+        _add_tied(model, sources)
+        _require_all(model, sources, checkpoint.path)
+        return cls(checkpoint, model, _find_blocks(model), sources)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        blocks = self.model.get_submodule(self.blocks_path)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
+    def block_prefix(self, index: int) -> str:
+        return f"{self.blocks_path}.{index}."
+
+    def block_sources(self, index: int) -> dict[str, Source]:
+        """Parameter name within the block -> its source."""
+        prefix = self.block_prefix(index)
+        return {
+            name.removeprefix(prefix): source
+            for name, source in self.sources.items()
+            if name.startswith(prefix)
+        }
+
+    def outside_sources(self) -> dict[str, Source]:
+        """The parameters that belong to no block: embeddings, final norm, head."""
+        prefix = f"{self.blocks_path}."
+        return {k: v for k, v in self.sources.items() if not k.startswith(prefix)}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype most of the checkpoint's weights are stored in."""
+        sizes: dict[torch.dtype, int] = {}
+        for source in self.sources.values():
+            info = self.checkpoint.tensors[source.key]
+            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.size_bytes
+        return max(sizes, key=lambda dtype: sizes[dtype])
+
+    def read(self, source: Source) -> Tensor:
+        """The source's values as the parameter wants them, checked to be finite."""
+        tensor = self.checkpoint.read_finite(source.key)
+        return tensor.T.contiguous() if source.transposed else tensor
+
+
+def _empty_model(checkpoint: Checkpoint, trust_remote_code: bool) -> PreTrainedModel:
+    config, path = checkpoint.config, checkpoint.path
+    if "auto_map" in config and not trust_remote_code:
+        raise UnsupportedError(
+            f"{path}: the model brings its own code (auto_map in config.json), which would run on "
+            "this "
+            "machine; read it, then pass --trust-remote-code"
+        )
+    _refuse_quantized(checkpoint)
+    try:
+        parsed = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(parsed, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        kind = config.get("model_type", "no model_type")
+        raise UnsupportedError(
+            f"{path}: transformers cannot build a decoder from config.json ({kind}): {error}"
+        ) from None
+    return model.eval().requires_grad_(False)
+
+
+def _refuse_quantized(checkpoint: Checkpoint) -> None:
+    quantized = checkpoint.config.get("quantization_config")
+    low = [
+        i
+        for i in checkpoint.tensors.values()
+        if i.dtype.itemsize == 1 and i.dtype.is_floating_point
+    ]
+    if quantized or low:
+        kind = (
+            (quantized or {}).get("quant_method", "fp8") if isinstance(quantized, dict) else "fp8"
+        )
+        where = f"; {low[0].name} is {str(low[0].dtype).removeprefix('torch.')}" if low else ""
+        raise UnsupportedError(
+            f"{checkpoint.path}: the source is already quantized ({kind}{where}); "
+            "start from its 16-bit original, or dequantize it first"
+        )
+
+
+def _match_names(
+    checkpoint: Checkpoint, model: PreTrainedModel
+) -> tuple[dict[str, Source], dict[str, dict[str, list[Source]]]]:
+    """Parameter -> source, and fused parameter -> converter pattern -> sources, in pattern
+    order."""
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    state = model.state_dict()
+    plain: dict[str, Source] = {}
+    fused: dict[str, dict[str, list[Source]]] = {}
+    for key, info in checkpoint.tensors.items():
+        source = Source(key, info.shape, info.packed)
+        name, pattern = rename_source_key(
+            key, renamings, converters, model.base_model_prefix, state
+        )
+        if name not in state:
+            continue  # not part of the model transformers builds; it is carried over as it is
+        if pattern is None:
+            plain[name] = source
+        else:
+            order = next(c.source_patterns for c in converters if pattern in c.source_patterns)
+            fused.setdefault(name, {p: [] for p in order})[pattern].append(source)
+    return plain, fused
+
+
+def _add_tied(model: PreTrainedModel, sources: dict[str, Source]) -> None:
+    """A tied head and embedding are stored once, under either name."""
+    head = model.get_output_embeddings()
+    if head is None or not getattr(model.config, "tie_word_embeddings", False):
+        return
+    names = {id(module): name for name, module in model.named_modules()}
+    pair = [f"{names[id(m)]}.weight" for m in (model.get_input_embeddings(), head)]
+    for name, other in (pair, pair[::-1]):
+        if name not in sources and other in sources:
+            sources[name] = sources[other]
+
+
+def _require_all(model: PreTrainedModel, sources: dict[str, Source], path: Path) -> None:
+    missing = [
+        name for name, _ in model.named_parameters(remove_duplicate=False) if name not in sources
+    ]
+    if missing:
+        raise CheckpointError(
+            f"{path}: no tensor for {missing[0]} and {len(missing) - 1} other parameters of "
+            f"{type(model).__name__}; is config.json of another model?"
+        )
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        sources[name].check(tuple(parameter.shape), name)
+
+
+def _find_blocks(model: PreTrainedModel) -> str:
+    """The ModuleList with the most parameters: the decoder's repeated blocks."""
+    sizes = {
+        name: sum(p.numel() for p in module.parameters())
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+    }
+    if not sizes:
+        raise UnsupportedError(f"{type(model).__name__} has no list of blocks to walk")
+    return max(sizes, key=lambda name: sizes[name])

@@ -1,0 +1,1 @@
+"""The verbs: what they need brought together, carried out, exported and proven."""

@@ -1,0 +1,151 @@
+"""The verb `check`: everything that can be known before anything heavy is done."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from pennyweight.formats.compressed_tensors import parts
+from pennyweight.pipeline.job import Job, prepare
+from pennyweight.pipeline.recipe import Recipe
+from pennyweight.pipeline.survey import Site
+
+BASE_BYTES = 450 * 2**20  # Python, torch and transformers before any weight: measured, see LOG.md
+SOLVE_FLOPS = 20e9  # float32 operations a second of one core, conservative, for the time estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """Sizes are bytes; estimates are labelled so and are meant to be right within a factor of
+    two."""
+
+    model: str
+    parameters: int
+    bytes_before: int
+    bytes_after: int
+    bits_per_weight: float  # over the weights that are quantized, everything stored counted
+    quantized_share: float  # of all parameters
+    schemes: dict[str, int]  # scheme -> tensors
+    kept: dict[str, int]  # reason -> tensors that stay as they are
+    kept_bytes: dict[str, int]  # reason -> bytes
+    estimated_peak_bytes: int
+    estimated_disk_bytes: int  # the work directory and the result together
+    estimated_time_s: float
+    calibration: dict[str, Any] | None
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def check(recipe: Recipe, *, read_text: bool = True) -> CheckReport:
+    """Sizes, estimates and warnings for a recipe. Raises what `quantize` would raise at its
+    start."""
+    return check_job(prepare(recipe, read_text=read_text))
+
+
+def check_job(job: Job) -> CheckReport:
+    tensors = job.survey.skeleton.checkpoint.tensors
+    planned = [site for site in job.survey.sites if site.tensor in job.plan.by_tensor]
+    stored = {site.tensor: _stored_bytes(job, site) for site in planned}
+    before = sum(info.size_bytes for info in tensors.values())
+    after = before - sum(tensors[name].size_bytes for name in stored) + sum(stored.values())
+    weights = sum(prod(site.shape) for site in planned)
+    parameters = sum(prod(info.shape) for info in tensors.values())
+    left = {s.tensor: "left at 16 bits by the recipe" for s in job.survey.sites} | job.survey.kept
+    kept = {name: why for name, why in left.items() if name not in stored}
+    kept_bytes: Counter[str] = Counter()
+    for name, why in kept.items():
+        kept_bytes[why] += tensors[name].size_bytes
+    return CheckReport(
+        model=str(job.path),
+        parameters=parameters,
+        bytes_before=before,
+        bytes_after=after,
+        bits_per_weight=8 * sum(stored.values()) / weights,
+        quantized_share=weights / parameters,
+        schemes=dict(Counter(job.plan.by_tensor[name].scheme for name in stored)),
+        kept=dict(Counter(kept.values())),
+        kept_bytes=dict(kept_bytes),
+        estimated_peak_bytes=_peak(job, planned),
+        estimated_disk_bytes=after + sum(stored.values()),
+        estimated_time_s=_time(job, planned),
+        calibration=job.calibration.description if job.calibration else None,
+        warnings=tuple(_warnings(job, kept)),
+    )
+
+
+def _stored_bytes(job: Job, site: Site) -> int:
+    scheme = job.plan.scheme(job.plan.by_tensor[site.tensor])
+    found = parts(scheme, site.shape).values()
+    return sum(prod(part.shape) * part.dtype.itemsize for part in found)
+
+
+def _peak(job: Job, planned: list[Site]) -> int:
+    """The largest block, the samples before and after it, and what solving one stage holds."""
+    skeleton = job.survey.skeleton
+    blocks = range(len(job.survey.topologies))
+    outside = {s.key for s in skeleton.outside_sources().values()}
+    largest_copy = max(skeleton.checkpoint.tensors[key].size_bytes for key in outside)
+    largest = max(4 * prod(site.shape) for site in planned)
+    if job.plan.calibrate is None:
+        return BASE_BYTES + max(4 * largest, largest_copy)
+    block = max(
+        sum(
+            skeleton.checkpoint.tensors[s.key].size_bytes
+            for s in skeleton.block_sources(i).values()
+        )
+        for i in blocks
+    )
+    inputs = max(site.shape[1] for site in planned)
+    hidden = skeleton.model.config.get_text_config().hidden_size
+    width = 2 if job.plan.compute == "bfloat16" else 4
+    data = job.plan.calibrate
+    samples = 2 * data.samples * data.tokens * hidden * width
+    observed = 8 * data.tokens * inputs * (width + 4)
+    return BASE_BYTES + max(
+        block + samples + observed + 4 * 4 * inputs**2 + 3 * largest, largest_copy
+    )
+
+
+def _time(job: Job, planned: list[Site]) -> float:
+    weights = sum(prod(site.shape) for site in planned)
+    if job.plan.calibrate is None:
+        return 5 + weights * 60 / SOLVE_FLOPS
+    tokens = job.plan.calibrate.samples * job.plan.calibrate.tokens
+    forward = 2 * 2 * tokens * weights  # each block runs about twice
+    inputs = {(s.block, s.shape[1], s.local.rpartition(".")[0]): s.shape[1] for s in planned}
+    gram = sum(tokens * width**2 for width in inputs.values())
+    solve = sum(s.shape[0] * s.shape[1] ** 2 for s in planned) + sum(w**3 for w in inputs.values())
+    return 5 + (forward / 2 + gram + solve) / (2 * SOLVE_FLOPS)
+
+
+def _warnings(job: Job, kept: dict[str, str]):
+    tasks = job.plan.by_tensor
+    for sites in job.survey.fused():
+        schemes = {
+            site.tensor: tasks[site.tensor].scheme if site.tensor in tasks else "W16A16"
+            for site in sites
+        }
+        if len(set(schemes.values())) > 1:
+            listed = ", ".join(f"{name} {scheme}" for name, scheme in schemes.items())
+            yield f"vLLM runs these as one matrix product and wants one scheme for all: {listed}"
+    widths = {
+        scheme
+        for task in tasks.values()
+        if (scheme := task.scheme).startswith(("W2", "W3", "W5", "W6", "W7"))
+    }
+    if widths:
+        yield (
+            f"{', '.join(sorted(widths))}: transformers loads these, vLLM serves weight-only "
+            "integers of "
+            "4 and 8 bits alone"
+        )
+    if "not part of the model that transformers builds" in kept.values():
+        names = [name for name, why in kept.items() if why.startswith("not part")]
+        yield f"{len(names)} tensors are not part of the decoder and are carried over ({names[0]})"
+    if job.calibration is not None and job.calibration.note:
+        yield f"calibration: {job.calibration.note}"

@@ -1,0 +1,92 @@
+"""Measure a model on disk, alone or against the model it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pennyweight.core.errors import DataError
+from pennyweight.evaluate import DEFAULT_CONTEXT, Evaluation, Settings, evaluate_tokens
+from pennyweight.model.load import load_model, load_tokenizer
+from pennyweight.model.text import Document, TokenDocument, documents
+from pennyweight.model.tokens import Tokens, check_same_tokenizer, describe_bos, tokenize
+
+DEFAULT_DATA = ("stdlib-heldout",)
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    against: str | Path | None = None,
+    data: Sequence[str] = DEFAULT_DATA,
+    split_at: str | None = None,
+    settings: Settings | None = None,
+) -> Evaluation:
+    """Perplexity and bits per byte of a model; with `against`, also its distance from a reference.
+
+    If all data are token ids no tokenizer is needed, and bits per byte are unknown.
+    Raises DataError for a text or window that cannot be used or tokenizers that differ, and
+    NumericalError naming the document for logits that are not finite.
+    """
+    settings = settings or Settings()
+    found = [document for source in data for document in documents(source, split_at=split_at)]
+    pretokenized = all(isinstance(document, TokenDocument) for document in found)
+    if pretokenized and settings.bos != "auto":
+        raise DataError(f"bos is {settings.bos!r}, but token ids are taken as they are; use 'auto'")
+    tokenizer = None if pretokenized else load_tokenizer(model)
+    tokens = _tokenize(found, tokenizer, settings)
+    if against is not None and tokenizer is not None:
+        check_same_tokenizer(tokenizer, load_tokenizer(against), found[: len(tokens)])
+    loaded = load_model(model)
+    reference = None if against is None else load_model(against)
+    settings = _fitting([loaded, reference], settings)
+    _check_vocabulary(loaded, tokens)
+    evaluation = evaluate_tokens(loaded, tokens, reference=reference, settings=settings)
+    return replace(
+        evaluation,
+        model=str(model),
+        reference="" if against is None else str(against),
+        data=tuple(data),
+        split_at=split_at,
+        bos=describe_bos(tokenizer, settings.bos) if tokenizer else "as in the token ids",
+    )
+
+
+def _tokenize(
+    found: Sequence[Document | TokenDocument],
+    tokenizer: PreTrainedTokenizerBase | None,
+    settings: Settings,
+) -> list[Tokens]:
+    """Only as many documents as `max_tokens` needs; tokenizing the rest could take minutes."""
+    tokens, scored = [], 0
+    for document in found:
+        tokens.append(tokenize(document, tokenizer, settings.bos))
+        kept = tokens[-1].first(settings.document_tokens or len(tokens[-1].ids))
+        scored += max(0, len(kept.ids) - 1)
+        if settings.max_tokens is not None and scored >= settings.max_tokens:
+            break
+    return tokens
+
+
+def _check_vocabulary(model: PreTrainedModel, tokens: Sequence[Tokens]) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    for document in tokens:
+        if len(document.ids) and (largest := int(document.ids.max())) >= rows:
+            raise DataError(
+                f"{document.name}: token id {largest} is outside the model's vocabulary of {rows}; "
+                "is the tokenizer of another model?"
+            )
+
+
+def _fitting(models: Sequence[object], settings: Settings) -> Settings:
+    """Settings with a context that every model can take. Raises DataError if asked for more."""
+    limits = [getattr(getattr(m, "config", None), "max_position_embeddings", None) for m in models]
+    limit = min((each for each in limits if each), default=None)
+    if settings.context is None:
+        return replace(settings, context=min(DEFAULT_CONTEXT, limit or DEFAULT_CONTEXT))
+    if limit is not None and settings.context > limit:
+        raise DataError(
+            f"context is {settings.context}, but the model takes {limit} tokens at most"
+        )
+    return settings

@@ -1,0 +1,153 @@
+"""What will be done, tensor by tensor. A plan is a file: readable, editable, and enough to run
+again."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+import pennyweight
+from pennyweight.core import FormatError, RecipeError, Scheme
+from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
+from pennyweight.pipeline.recipe import Calibrate, Recipe, make_quantizer
+from pennyweight.pipeline.survey import Site, Survey
+from pennyweight.quantize.base import Quantizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What happens to one tensor."""
+
+    tensor: str
+    scheme: str
+    quantizer: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self) -> Quantizer:
+        return make_quantizer(self.quantizer, self.options, self.tensor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that decides the bytes of the result. Two runs of one plan give the same files."""
+
+    model: str
+    fingerprint: str  # of the model's files
+    dtype: str  # of the checkpoint's weights; scales are stored in it
+    compute: str  # dtype of the forward passes
+    seed: int
+    calibrate: Calibrate | None  # None if nothing in the plan needs data
+    calibration_digest: str | None = None  # of the token ids
+    min_expert_tokens: int = 32
+    trust_remote_code: bool = False
+    tasks: tuple[Task, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def scheme(self, task: Task) -> Scheme:
+        return parse_scheme(task.scheme, getattr(torch, self.dtype))
+
+    @property
+    def by_tensor(self) -> dict[str, Task]:
+        return {task.tensor: task for task in self.tasks}
+
+    def dump(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.dump().encode()).hexdigest()
+
+    def needs(self, task: Task) -> frozenset[str]:
+        """The fields of Stats that a task reads."""
+        activation = self.scheme(task).activation
+        static = {"absmax"} if activation is not None and not activation.dynamic else set()
+        return task.make().needs | static
+
+
+def load_plan(path: Path) -> Plan:
+    """Raises RecipeError if the file is not a plan."""
+    try:
+        return TypeAdapter(Plan).validate_json(path.read_bytes())
+    except (ValidationError, OSError) as error:
+        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+        raise RecipeError(f"{path}: not a plan of this version: {first}") from None
+
+
+def resolve_plan(recipe: Recipe, survey: Survey) -> Plan:
+    """The plan that a recipe means for this model; the calibration digest is filled in later.
+
+    Raises RecipeError on a rule that matches nothing, FormatError on a group that does not divide.
+    """
+    skeleton = survey.skeleton
+    dtype = skeleton.dtype
+    tasks = tuple(_tasks(recipe, survey, dtype))
+    if not tasks:
+        raise RecipeError("every tensor is left at 16 bits: nothing to do")
+    plan = Plan(
+        model=recipe.model,
+        fingerprint=skeleton.checkpoint.fingerprint,
+        dtype=str(dtype).removeprefix("torch."),
+        compute=_compute(recipe, dtype),
+        seed=recipe.seed,
+        calibrate=recipe.calibrate,
+        min_expert_tokens=recipe.min_expert_tokens,
+        trust_remote_code=recipe.trust_remote_code,
+        tasks=tasks,
+        versions={"pennyweight": pennyweight.__version__, "torch": torch.__version__},
+    )
+    needs_data = any(plan.needs(task) for task in tasks)
+    return plan if needs_data else dataclasses.replace(plan, calibrate=None)
+
+
+def _compute(recipe: Recipe, dtype: torch.dtype) -> str:
+    if recipe.compute != "auto":
+        return recipe.compute
+    # float16 products are slow on CPUs and overflow; the other 16-bit type is what the model was
+    # made for
+    return "bfloat16" if dtype is torch.bfloat16 else "float32"
+
+
+def _tasks(recipe: Recipe, survey: Survey, dtype: torch.dtype) -> Iterator[Task]:
+    unused = dict(enumerate(recipe.rule))
+    for site in survey.sites:
+        for index, rule in enumerate(recipe.rule):
+            if fnmatch.fnmatchcase(site.tensor, rule.match):
+                unused.pop(index, None)
+                if rule.scheme != UNTOUCHED:
+                    scheme = parse_scheme(rule.scheme, dtype)
+                    _check_groups(site, scheme)
+                    yield Task(
+                        tensor=site.tensor, scheme=rule.scheme, quantizer=rule.quantizer,
+                        options=dict(rule.options),
+                    )  # fmt: skip
+                break
+    for index, rule in unused.items():
+        raise RecipeError(_unused(index, rule.match, recipe, survey))
+
+
+def _unused(index: int, pattern: str, recipe: Recipe, survey: Survey) -> str:
+    if any(fnmatch.fnmatchcase(site.tensor, pattern) for site in survey.sites):
+        return f"rule.{index}: match {pattern!r}: earlier rules take every tensor it matches"
+    example = survey.sites[0].tensor if survey.sites else "none"
+    kept = [name for name in survey.kept if fnmatch.fnmatchcase(name, pattern)]
+    if kept:
+        return (
+            f"rule.{index}: match {pattern!r}: {kept[0]} is not quantized ({survey.kept[kept[0]]})"
+        )
+    return f"rule.{index}: match {pattern!r} matches no tensor; names look like {example!r}"
+
+
+def _check_groups(site: Site, scheme: Scheme) -> None:
+    try:
+        scheme.weight.groups(*site.shape)
+    except FormatError as error:
+        raise FormatError(f"{site.tensor}: {error}, or a rule for this tensor") from None

@@ -1,0 +1,178 @@
+"""What the user asked for. Read from TOML, a dictionary or the command line; nothing is resolved
+yet."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from pennyweight.core import RecipeError
+from pennyweight.quantize import QUANTIZERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrate:
+    """The text a model is observed on."""
+
+    data: tuple[str, ...] = ("stdlib",)  # names or files
+    samples: int = 128
+    tokens: int = 512  # per sample
+    split_at: str | None = None  # a regular expression that cuts text files into documents
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Which scheme and quantizer the tensors that match get. The first rule that matches wins."""
+
+    match: str = "*"  # a glob over tensor names as in the checkpoint
+    scheme: str = "W4A16_g128"
+    quantizer: str = "gptq"
+    options: Mapping[str, Any] = field(default_factory=dict)  # fields of the quantizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides what comes out. Times, threads and paths of outputs do not."""
+
+    model: str = ""
+    seed: int = 0
+    calibrate: Calibrate = Calibrate()
+    rule: tuple[Rule, ...] = (Rule(),)
+    compute: str = (
+        "auto"  # dtype of the forward passes: bfloat16 where the checkpoint is, else float32
+    )
+    min_expert_tokens: int = (
+        32  # experts that saw fewer are rounded to nearest, and named in the card
+    )
+    trust_remote_code: bool = False
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a TOML file, with `key=value` overrides (`rule.0.options.damp=0.05`) applied.
+
+    Raises RecipeError with the path of the offending key and the nearest known one.
+    """
+    return parse_recipe(override(read_recipe(path), overrides), str(path))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The TOML of a recipe file, not yet checked."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RecipeError(f"{path}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """The recipe a dictionary describes. Raises RecipeError on unknown keys and wrong types."""
+    data = json.loads(json.dumps(data, default=str))  # a copy in plain types, dates included
+    for rule in data.get("rule", []) if isinstance(data.get("rule"), list) else []:
+        if isinstance(rule, dict):
+            _unfold_quantizer(rule, where)
+    _unknown_keys(Recipe, data, where)
+    try:
+        recipe = TypeAdapter(Recipe).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(map(str, first["loc"]))
+        raise RecipeError(
+            f"{where}: {path}: {first['msg']}, found {first['input']!r:.80}"
+        ) from None
+    _validate(recipe, where)
+    return recipe
+
+
+def _validate(recipe: Recipe, where: str) -> None:
+    if not recipe.rule:
+        raise RecipeError(f"{where}: rule: at least one rule is needed")
+    for name in ("samples", "tokens"):
+        if getattr(recipe.calibrate, name) < 1:
+            raise RecipeError(f"{where}: calibrate.{name}: expected at least 1")
+    if recipe.compute not in ("auto", "float32", "bfloat16"):
+        raise RecipeError(f"{where}: compute: expected auto, float32 or bfloat16")
+    for index, rule in enumerate(recipe.rule):
+        make_quantizer(rule.quantizer, rule.options, f"{where}: rule.{index}")
+
+
+def make_quantizer(name: str, options: Mapping[str, Any], where: str):
+    """The quantizer with these options; they are checked against its fields."""
+    cls = QUANTIZERS[name]
+    _unknown_keys(cls, options, f"{where}: {name}")
+    try:
+        return TypeAdapter(cls).validate_python(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise RecipeError(
+            f"{where}: {name}.{key}: {first['msg']}, found {first['input']!r:.80}"
+        ) from None
+
+
+def override(data: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """`data` with `path=value` assignments; values are TOML, and bare words are strings."""
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {assignment}: expected key=value")
+        _assign(data, path.strip().split("."), _value(text.strip()), assignment)
+    return data
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _assign(data: Any, keys: list[str], value: Any, assignment: str) -> None:
+    for position, key in enumerate(keys):
+        last = position == len(keys) - 1
+        if isinstance(data, list):
+            if not key.isdigit() or int(key) >= len(data):
+                raise RecipeError(f"--set {assignment}: {key!r} is not one of {len(data)} entries")
+            key = int(key)
+        elif not isinstance(data, dict):
+            raise RecipeError(f"--set {assignment}: {'.'.join(keys[:position])} holds no keys")
+        if last:
+            data[key] = value
+        else:
+            data = data[key] if isinstance(data, list) else data.setdefault(key, {})
+
+
+def _unfold_quantizer(rule: dict[str, Any], where: str) -> None:
+    """`quantizer = { name = "gptq", damp = 0.01 }` is a name and options."""
+    quantizer = rule.get("quantizer")
+    if isinstance(quantizer, dict):
+        if "name" not in quantizer:
+            raise RecipeError(f"{where}: rule.quantizer: expected a name beside its options")
+        rule["options"] = {**quantizer, **rule.get("options", {})}
+        rule["quantizer"] = rule["options"].pop("name")
+
+
+def _unknown_keys(cls: type, data: Mapping[str, Any], where: str) -> None:
+    """Names of a dataclass, then of the dataclasses in its fields; pydantic alone would ignore
+    them."""
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for key, value in data.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+            raise RecipeError(f"{where}: unknown key {key!r}; {hint}")
+        nested = {"calibrate": Calibrate, "rule": Rule}.get(key) if cls is Recipe else None
+        if nested:
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, dict):
+                    _unknown_keys(nested, item, f"{where}: {key}")

@@ -1,0 +1,103 @@
+"""The main loop: carry out a plan block by block."""
+
+from __future__ import annotations
+
+import resource
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pennyweight.core import Progress
+from pennyweight.model.capture import Sample, capture
+from pennyweight.model.stream import Block
+from pennyweight.model.workers import Workers
+from pennyweight.pipeline.plan import Plan
+from pennyweight.pipeline.stage import Stage, install
+from pennyweight.pipeline.survey import Survey
+from pennyweight.pipeline.workdir import WorkDir
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A plan, the model it is for, and the place for its result."""
+
+    plan: Plan
+    survey: Survey
+    work: WorkDir
+    rows: Tensor | None  # calibration token ids [samples, tokens]
+    workers: Workers
+    progress: Progress
+
+    def __call__(self) -> None:
+        """Finish every block that is not finished; each becomes a file as soon as it is done."""
+        count = len(self.survey.topologies)
+        todo = [index for index in range(count) if not self.work.is_done(index)]
+        unfinished = sum(site.block in todo for site in self._planned_sites())
+        self.progress.begin(blocks=count, done=count - len(todo), linears=unfinished)
+        if not todo:
+            return
+        samples = self._capture()
+        for index in range(max(todo) + 1):
+            if index not in todo and not samples:
+                continue
+            block = Block(self.survey.skeleton, index, self.survey.topologies[index], self._dtype)
+            with block.loaded() if samples else nullcontext():
+                if index in todo:
+                    self._quantize(block, samples)
+                else:
+                    self._restore(block)
+                if samples and index < max(todo):
+                    block.advance(samples, self.workers)
+            self.progress.block(index=index, peak_bytes=peak_bytes())
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return getattr(torch, self.plan.compute)
+
+    def _planned_sites(self):
+        planned = self.plan.by_tensor
+        return [site for site in self.survey.sites if site.tensor in planned]
+
+    def _capture(self) -> list[Sample]:
+        if self.rows is None:
+            return []
+        return capture(self.survey.skeleton, self.rows, self._dtype)
+
+    def _quantize(self, block: Block, samples: list[Sample]) -> None:
+        stage, finished = Stage(self.plan, self.survey, block, self.workers), []
+        for (
+            groups
+        ) in block.topology.stages:  # q,k,v | o | gate,up | down: later ones see earlier errors
+            for one in stage.quantize(groups, samples):
+                finished.append(one)
+                self.progress.linear(
+                    block=block.index, name=one.tensor, loss=one.loss, metric=one.metric
+                )
+                for key, value in one.notes.items():
+                    if key == "fallback" or (
+                        key == "damp" and value != _asked_damp(self.plan, one.tensor)
+                    ):
+                        self.progress.say(
+                            f"{one.tensor}: {key} = {value} {one.notes.get('why', '')}"
+                        )
+        self.work.save(block.index, finished)
+
+    def _restore(self, block: Block) -> None:
+        """Put the finished weights of an earlier run back, so that the samples can pass."""
+        tasks = self.plan.by_tensor
+        for tensor in self.work.facts(block.index):
+            task = tasks[tensor]
+            q, input_scale = self.work.load(block.index, tensor, task)
+            local = next(s.local for s in self.survey.sites if s.tensor == tensor)
+            install(block, local, q, self.plan.scheme(task), input_scale)
+
+
+def _asked_damp(plan: Plan, tensor: str) -> float:
+    return getattr(plan.by_tensor[tensor].make(), "damp", 0.0)
+
+
+def peak_bytes() -> int:
+    """The most memory this process has had resident."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

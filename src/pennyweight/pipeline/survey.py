@@ -1,0 +1,98 @@
+"""What a model is made of, seen from quantization: its linears, their roles, and who shares an
+input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from pennyweight.model.capture import capture_shapes
+from pennyweight.model.skeleton import Skeleton
+from pennyweight.model.topology import Topology, find_topology
+
+ROUTER_WIDTH = 8  # a linear this narrow or narrower decides or gates; it is not worth a scale
+
+
+@dataclass(frozen=True)
+class Site:
+    """One linear of one block that can be quantized."""
+
+    name: str  # of the module in the checkpoint: the tensor's name without `.weight`
+    block: int
+    local: str  # name within the block
+    shape: tuple[int, int]  # out, in
+
+    @property
+    def tensor(self) -> str:
+        return f"{self.name}.weight"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The sites of a model in the order they run, and the tensors that stay as they are."""
+
+    skeleton: Skeleton
+    topologies: tuple[Topology, ...]
+    sites: tuple[Site, ...]
+    kept: dict[str, str]  # tensor name -> why it is not quantized
+
+    def site(self, block: int, local: str) -> Site | None:
+        return self._by_place.get((block, local))
+
+    @property
+    def _by_place(self) -> dict[tuple[int, str], Site]:
+        return {(site.block, site.local): site for site in self.sites}
+
+    def fused(self) -> list[tuple[Site, ...]]:
+        """Sites that serving engines run as one matrix product."""
+        places, found = self._by_place, []
+        for block, topology in enumerate(self.topologies):
+            for names in topology.fused():
+                sites = tuple(places[block, n] for n in names if (block, n) in places)
+                if len(sites) > 1:
+                    found.append(sites)
+        return found
+
+
+def survey(skeleton: Skeleton) -> Survey:
+    """Run the model on shapes alone and list what can be quantized."""
+    sample = capture_shapes(skeleton)
+    blocks = skeleton.blocks
+    topologies = tuple(find_topology(block, sample, i) for i, block in enumerate(blocks))
+    sites, kept = [], {}
+    for index, topology in enumerate(topologies):
+        sources = skeleton.block_sources(index)
+        for local in topology.linears:
+            source = sources[f"{local}.weight"]
+            linear = blocks[index].get_submodule(local)
+            assert isinstance(linear, nn.Linear)
+            if linear.out_features <= ROUTER_WIDTH:
+                kept[source.key] = "router or gate"
+                continue
+            shape = (linear.out_features, linear.in_features)
+            sites.append(Site(source.key.removesuffix(".weight"), index, local, shape))
+    taken = {site.tensor for site in sites}
+    for name in skeleton.checkpoint.tensors:
+        if name not in taken and name not in kept:
+            kept[name] = _reason(skeleton, name)
+    return Survey(skeleton, topologies, tuple(sites), kept)
+
+
+def _reason(skeleton: Skeleton, key: str) -> str:
+    model = skeleton.model
+    names = {name for name, source in skeleton.sources.items() if source.key == key}
+    if not names:
+        return "not part of the model that transformers builds"
+    owners = {id(model.get_submodule(name.rpartition(".")[0])) for name in names}
+    if owners & {id(model.get_input_embeddings())}:
+        return "embedding" + (" tied to lm_head" if len(names) > 1 or _tied(model) else "")
+    if owners & {id(model.get_output_embeddings())}:
+        return "lm_head" + (" tied to the embedding" if _tied(model) else "")
+    if len(skeleton.checkpoint.tensors[key].shape) < 2:
+        return "bias" if key.endswith("bias") else "norm"
+    return "router or gate" if key.startswith(skeleton.blocks_path) else "outside the blocks"
+
+
+def _tied(model) -> bool:
+    return bool(getattr(model.config, "tie_word_embeddings", False))

@@ -1,0 +1,143 @@
+"""The work directory beside the output: the plan, and one finished file per finished block."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from pennyweight.core import CheckpointError, QTensor
+from pennyweight.formats.storage import pack, unpack
+from pennyweight.model.checkpoint import read_header
+from pennyweight.model.writer import Entry, disk_error, write_safetensors, write_text
+from pennyweight.pipeline.plan import Plan, Task, load_plan
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """One quantized linear, and what is known of how it went."""
+
+    tensor: str
+    weight: QTensor
+    loss: float  # squared error relative to the signal
+    metric: str  # of what: "output" (weighted by the inputs seen) or "weight"
+    tokens: int = 0  # calibration tokens its input saw
+    notes: dict[str, Any] = field(default_factory=dict)
+    input_scale: Tensor | None = None  # [1, 1], of a static activation format
+
+    @property
+    def digest(self) -> str:
+        """Of the dequantized values: what every later reading of the weight must reproduce."""
+        return digest(self.weight.dequantize())
+
+
+def digest(weight: Tensor) -> str:
+    return hashlib.sha256(memoryview(weight.contiguous().float().numpy()).cast("B")).hexdigest()
+
+
+@dataclass(frozen=True)
+class WorkDir:
+    path: Path
+    plan: Plan
+
+    @classmethod
+    def open(cls, output: Path, plan: Plan) -> WorkDir:
+        """The work directory of `output`, new or from an interrupted run of the same plan.
+
+        Raises CheckpointError that says what differs if it belongs to another plan.
+        """
+        path = output.with_name(f"{output.name}.work")
+        if (path / PLAN).is_file():
+            _same_plan(load_plan(path / PLAN), plan, path)
+        else:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise disk_error(path, error) from None
+            write_text(path / PLAN, plan.dump())
+        return cls(path, plan)
+
+    def block_file(self, index: int) -> Path:
+        return self.path / f"block_{index:05}.safetensors"
+
+    def is_done(self, index: int) -> bool:
+        return self.block_file(index).is_file()
+
+    def save(self, index: int, finished: list[Finished]) -> None:
+        """Write the file of block `index`; it appears whole or not at all."""
+        entries, facts = [], {}
+        for one in finished:
+            parts = pack(one.weight)
+            if one.input_scale is not None:
+                parts["input_scale"] = one.input_scale
+            entries += [Entry.of(f"{one.tensor}.{part}", tensor) for part, tensor in parts.items()]
+            facts[one.tensor] = {
+                "shape": list(one.weight.codes.shape), "loss": one.loss, "metric": one.metric,
+                "tokens": one.tokens, "notes": one.notes, "digest": one.digest,
+            }  # fmt: skip
+        metadata = {"plan": self.plan.digest, "linears": json.dumps(facts, sort_keys=True)}
+        write_safetensors(self.block_file(index), entries, metadata)
+
+    def facts(self, index: int) -> dict[str, dict[str, Any]]:
+        """Tensor name -> shape, loss, notes, digest of block `index`, without its weights."""
+        file = self.block_file(index)
+        read_header(file)
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata()
+        if metadata.get("plan") != self.plan.digest:
+            raise CheckpointError(f"{file}: from another plan; delete {self.path} to start again")
+        return json.loads(metadata["linears"])
+
+    def load(self, index: int, tensor: str, task: Task) -> tuple[QTensor, Tensor | None]:
+        """The finished weight and static input scale (or None) of one tensor."""
+        shape = self.facts(index)[tensor]["shape"]
+        with safe_open(self.block_file(index), framework="pt") as opened:
+            parts = {
+                name.removeprefix(f"{tensor}."): opened.get_tensor(name).clone()
+                for name in list(opened.keys())
+                if name.startswith(f"{tensor}.")
+            }
+        format = self.plan.scheme(task).weight
+        return unpack(parts, format, (shape[0], shape[1])), parts.get("input_scale")
+
+    def part(self, index: int, tensor: str, part: str) -> Tensor:
+        """One stored part (`codes`, `scale`, ...) of a finished weight, as bytes are on disk."""
+        with safe_open(self.block_file(index), framework="pt") as opened:
+            return opened.get_tensor(f"{tensor}.{part}").clone()
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path)
+
+
+def _same_plan(old: Plan, new: Plan, path: Path) -> None:
+    before, after = (json.loads(plan.dump()) for plan in (old, new))
+    differing = [key for key in after if before.get(key) != after[key]]
+    if not differing:
+        return
+    key = differing[0]
+    found, wanted = _difference(key, before[key], after[key])
+    others = f" (and {', '.join(differing[1:])})" if differing[1:] else ""
+    raise CheckpointError(
+        f"{path}: holds blocks of another run; {key}{others} differs: found {found}, "
+        f"now {wanted}. Repeat the first command to finish that run, or delete the directory"
+    )
+
+
+def _difference(key: str, before: Any, after: Any) -> tuple[str, str]:
+    if isinstance(before, list) and isinstance(after, list):
+        pair = next(((b, a) for b, a in zip(before, after, strict=False) if b != a), None)
+        before, after = pair if pair else (f"{len(before)} {key}", f"{len(after)} {key}")
+    if isinstance(before, dict) and isinstance(after, dict):
+        changed = {k for k in before | after if before.get(k) != after.get(k)}
+        name = {"tensor": after["tensor"]} if "tensor" in after else {}
+        before = name | {k: before.get(k) for k in sorted(changed)}
+        after = {k: after.get(k) for k in sorted(changed)}
+    return f"{before!s:.200}", f"{after!s:.200}"

@@ -1,0 +1,28 @@
+"""What a rounding algorithm is."""
+
+from typing import ClassVar, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from pennyweight.core import Format, Quantized, Registry, Stats
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """Rows are independent: quantizing a slice of rows gives the slice of the result.
+
+    The pipeline relies on it to solve several linears that share an input at once and to spread
+    rows over threads.
+    """
+
+    needs: ClassVar[frozenset[str]]  # the fields of Stats it reads
+    source: ClassVar[str]  # where the method is described
+
+    def __call__(self, weight: Float[Tensor, "out in"], format: Format, stats: Stats) -> Quantized:
+        """Choose codes, scale and zero point. Must not modify its arguments."""
+        ...
+
+
+QUANTIZERS: Registry[type[Quantizer]] = Registry("quantizer")
+quantizer = QUANTIZERS.register

@@ -1,0 +1,60 @@
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from pennyweight.cli.eval import eval_command
+from pennyweight.core import PennyweightError
+from tests.tiny_llama import save_tiny_llama
+
+app = typer.Typer()
+app.command()(eval_command)
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eval")
+    model = save_tiny_llama(folder / "model")
+    (folder / "a.txt").write_text("one line\nand another\n" * 10)
+    return [str(model), "--data", str(folder / "a.txt"), "--split-at", r"\n"]
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_json_is_the_whole_output(arguments):
+    found = json.loads(run(*arguments, "--json", "--context", "8", "--bos", "never"))
+    assert found["perplexity"]["low"] < found["perplexity"]["value"] < found["perplexity"]["high"]
+    assert found["settings"]["context"] == 8
+    assert found["bos"] == "never"
+    assert found["comparison"] is None
+
+
+def test_the_table_states_the_conditions(arguments):
+    shown = run(*arguments, "--against", arguments[0], "--stride", "16", "--seed", "5")
+    for expected in [
+        "95% interval",
+        "mean KL divergence, nats a token",
+        "0.000000 to 0.000000",
+        "100.00 to 100.00",
+        "a.txt, cut at '\\n'",
+        "scored: 190 tokens, 190 bytes, 20 documents, 20 windows",
+        "context 64, stride 16; BOS auto: the tokenizer adds '<s>'",
+        "paired bootstrap over documents, 2000 resamples, seed 5",
+    ]:
+        assert expected in shown
+
+
+def test_one_window_has_no_interval(arguments):
+    shown = run(*arguments, "--max-tokens", "5", "--document-tokens", "9")
+    assert "unknown: one window" in shown
+    assert "the first 9 tokens of each document" in shown
+
+
+def test_errors_are_for_the_program_to_show(arguments):
+    with pytest.raises(PennyweightError, match="context is 1"):
+        run(*arguments, "--context", "1")
