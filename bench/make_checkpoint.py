@@ -1,9 +1,9 @@
-"""Write a random Llama checkpoint of a given shape, tensor by tensor: a model to time on where none can be downloaded.
+"""Write a random Llama checkpoint of a given shape: something to time where nothing downloads.
 
     python bench/make_checkpoint.py llama-1.1b /tmp/llama-1.1b [--layers 2] [--tokenizer DIR]
 
-Speed and memory do not depend on the values of the weights; accuracy does, so measure none on these.
-A tensor is drawn, written and dropped, so that 7B parameters need no more memory than their largest tensor.
+Speed and memory do not depend on the values of the weights; accuracy does, so measure none here.
+A tensor is drawn, written and dropped, so 7B parameters need no more memory than their largest.
 """
 
 import argparse
@@ -16,10 +16,25 @@ from pathlib import Path
 import torch
 
 SHAPES = {  # of TinyLlama-1.1B and Llama-2-7B
-    "llama-1.1b": {"hidden": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "intermediate": 5632, "vocab": 32000},
-    "llama-7b": {"hidden": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "intermediate": 11008, "vocab": 32000},
+    "llama-1.1b": {
+        "hidden": 2048,
+        "layers": 22,
+        "heads": 32,
+        "kv_heads": 4,
+        "intermediate": 5632,
+        "vocab": 32000,
+    },
+    "llama-7b": {
+        "hidden": 4096,
+        "layers": 32,
+        "heads": 32,
+        "kv_heads": 32,
+        "intermediate": 11008,
+        "vocab": 32000,
+    },
 }
 BF16_BYTES = 2
+SHARD_BYTES = 1_900_000_000
 STD = 0.02  # transformers' initializer_range for this family
 
 
@@ -68,8 +83,10 @@ def size_bytes(shape: list[int]) -> int:
     return torch.Size(shape).numel() * BF16_BYTES
 
 
-def split(named: list[tuple[str, list[int]]], limit_bytes: int) -> list[list[tuple[str, list[int]]]]:
-    """Consecutive tensors in files of at most `limit_bytes`, or one tensor where that alone is larger."""
+def split(
+    named: list[tuple[str, list[int]]], limit_bytes: int
+) -> list[list[tuple[str, list[int]]]]:
+    """Consecutive tensors in files of at most `limit_bytes`; a larger tensor gets its own."""
     shards, used = [[]], 0
     for name, shape in named:
         if shards[-1] and used + size_bytes(shape) > limit_bytes:
@@ -96,11 +113,15 @@ def write_shard(file: Path, named: list[tuple[str, list[int]]], generator: torch
         stream.write(struct.pack("<Q", len(text)) + text)
         for _, shape in named:
             tensor = torch.empty(shape, dtype=torch.bfloat16)
-            tensor = tensor.normal_(0, STD, generator=generator) if len(shape) > 1 else tensor.fill_(1)
+            tensor = (
+                tensor.normal_(0, STD, generator=generator) if len(shape) > 1 else tensor.fill_(1)
+            )
             stream.write(tensor.view(torch.uint8).numpy())
 
 
-def make_checkpoint(out: Path, shape: dict[str, int], shard_bytes: int, seed: int) -> None:
+def make_checkpoint(
+    out: Path, shape: dict[str, int], shard_bytes: int = SHARD_BYTES, seed: int = 0
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(make_config(shape), indent=2))
     named = list(tensors(shape))
@@ -117,12 +138,16 @@ def make_checkpoint(out: Path, shape: dict[str, int], shard_bytes: int, seed: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", type=int, help="fewer than the shape's own")
-    parser.add_argument("--tokenizer", type=Path, help="copy the tokenizer of this model; its vocabulary must fit")
-    parser.add_argument("--shard-bytes", type=int, default=1_900_000_000)
+    parser.add_argument(
+        "--tokenizer", type=Path, help="copy the tokenizer of this model; its vocabulary must fit"
+    )
+    parser.add_argument("--shard-bytes", type=int, default=SHARD_BYTES)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     shape = SHAPES[args.shape] | ({"layers": args.layers} if args.layers else {})

@@ -25,7 +25,7 @@ build() {
     fi
     echo "building $venv ($requirement): about a minute and 1.5 GB" >&2
     rm -rf "$venv"
-    "${PYTHON:-python3.11}" -m venv "$venv"
+    "${PYTHON:-$(command -v python3.11 || command -v python3)}" -m venv "$venv"
     for each in torch "$requirement"; do # constraints.txt says which torch
         "$venv/bin/pip" install -q --disable-pip-version-check -c constraints.txt "$each"
     done

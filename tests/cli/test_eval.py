@@ -55,6 +55,13 @@ def test_one_window_has_no_interval(arguments):
     assert "the first 9 tokens of each document" in shown
 
 
+def test_token_ids_have_no_bits_per_byte(arguments, tmp_path):
+    (path := tmp_path / "a.json").write_text("[[5, 6, 7, 8], [9, 10, 11]]")
+    shown = run(arguments[0], "--data", str(path))
+    assert "perplexity" in shown
+    assert "bits per byte" not in shown
+
+
 def test_errors_are_for_the_program_to_show(arguments):
     with pytest.raises(PennyweightError, match="context is 1"):
         run(*arguments, "--context", "1")

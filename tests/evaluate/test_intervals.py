@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pennyweight.evaluate import intervals
-from pennyweight.evaluate.intervals import Interval, bootstrap_ratios, expanded_level
+from pennyweight.evaluate.intervals import (
+    Interval,
+    bootstrap_ratios,
+    expanded_level,
+    student_quantile,
+)
 
 SEED = 0
 
@@ -45,6 +50,13 @@ def test_the_expanded_level_is_wider_for_few_units_and_usual_for_many():
     # Hesterberg 2014: norm.cdf(-sqrt(n / (n - 1)) * t.isf(0.025, n - 1)).
     assert expanded_level(10, 0.95) == pytest.approx(0.00855, abs=5e-5)
     assert expanded_level(10**6, 0.95) == pytest.approx(0.025, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "table"), [(3, 3.1824), (5, 2.5706), (9, 2.2622), (30, 2.0423), (1000, 1.9623)]
+)
+def test_student_quantiles_are_those_of_the_tables(freedom, table):
+    assert student_quantile(0.025, freedom) == pytest.approx(-table, rel=2e-3)
 
 
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=20))

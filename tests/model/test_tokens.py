@@ -87,3 +87,10 @@ def test_tokenizers_that_differ_are_refused():
     )
     with pytest.raises(DataError, match=r"d: .*cut this text differently .*at token 1"):
         check_same_tokenizer(MERGING, other, texts)
+
+
+def test_without_a_tokenizer_only_token_ids_can_be_read():
+    tokens = tokenize(TokenDocument(name="d", ids=(3, 4)), None)
+    assert (tokens.ids.tolist(), tokens.has_bos, tokens.byte_counts.sum()) == ([3, 4], False, 0)
+    with pytest.raises(DataError, match="d: is text, and the model has no tokenizer"):
+        tokenize(document("hi"), None)

@@ -84,6 +84,22 @@ def test_limits_tokenize_no_more_documents_than_needed(tiny, text, monkeypatch):
     assert (len(seen), found.documents, found.tokens) == (3, 3, 12)
 
 
+def test_token_ids_need_no_tokenizer(tmp_path):
+    model = save_tiny_llama(tmp_path / "model")
+    for file in model.glob("tokenizer*"):
+        file.unlink()
+    (path := tmp_path / "a.json").write_text("[[5, 6, 7, 8], [9, 10, 11], [3]]")
+    found = evaluate(model, against=model, data=[str(path)])
+    assert (found.tokens, found.documents, found.skipped) == (5, 2, 1)
+    assert found.bits_per_byte is found.comparison.bits_per_byte is None
+    assert found.bos == "as in the token ids"
+    with pytest.raises(DataError, match="taken as they are"):
+        evaluate(model, data=[str(path)], settings=Settings(bos="never"))
+    path.write_text("[[5, 999]]")
+    with pytest.raises(DataError, match="token id 999 is outside the model's vocabulary of 257"):
+        evaluate(model, data=[str(path)])
+
+
 def test_unknown_data_fails_before_a_model_is_loaded():
     with pytest.raises(UnknownNameError, match="stdlib"):
         evaluate("no such model", data=["stdlibb"])

@@ -1,11 +1,12 @@
 """Prompt log-probabilities and a greedy continuation from vLLM: `serve.py JOB.json OUT.json`.
 
-Runs in .venv-vllm, so it may import vLLM and the standard library and nothing of ours: what it reports is what a server
-that has never heard of pennyweight makes of the files we wrote.
+Runs in .venv-vllm, so it may import vLLM and the standard library and nothing of ours: what it
+reports is what a server that has never heard of pennyweight makes of the files we wrote.
 
-JOB is {"models": [{"name": ..., "path": ..., "dtype": "bfloat16"}], "prompts": [[token id, ...], ...]}; dtype may be left out.
-OUT is {name: {"prompt_logprobs": [[null, float, ...], ...], "continuations": [[token id, ...], ...]}}, or
-{name: {"error": text}} for a model that vLLM refused; any error makes the exit status 1.
+JOB: {"models": [{"name": ..., "path": ..., "dtype": "bfloat16"}], "prompts": [[id, ...], ...]};
+     dtype may be left out.
+OUT: {name: {"prompt_logprobs": [[null, float, ...], ...], "continuations": [[id, ...], ...]}}, or
+     {name: {"error": text}} for a model that vLLM refused; any error makes the exit status 1.
 """
 
 import json
@@ -15,10 +16,10 @@ import sys
 from pathlib import Path
 
 CONTINUATION_TOKENS = 16
-# vLLM's defaults are for a server: most of the memory as cache, all cores in every process, progress to the network.
+# vLLM's defaults are for a server: most of the memory as cache, and reports over the network.
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; its smallest
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # an engine in this process: its errors reach us as exceptions
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process, and so its errors
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "OMP_NUM_THREADS": str(os.cpu_count()),
@@ -40,12 +41,21 @@ def serve(path: str, dtype: str, prompts: list[list[int]]) -> dict:
         enable_prefix_caching=False,  # a cached prefix has no log-probabilities to report
     )
     sampling = SamplingParams(
-        temperature=0, max_tokens=CONTINUATION_TOKENS, ignore_eos=True, prompt_logprobs=0, detokenize=False
+        temperature=0,
+        max_tokens=CONTINUATION_TOKENS,
+        ignore_eos=True,
+        prompt_logprobs=0,
+        detokenize=False,
     )
-    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
+    outputs = llm.generate(
+        [{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False
+    )
     return {
         "prompt_logprobs": [
-            [step and step[token].logprob for step, token in zip(out.prompt_logprobs, prompt, strict=True)]
+            [
+                step and step[token].logprob
+                for step, token in zip(out.prompt_logprobs, prompt, strict=True)
+            ]
             for out, prompt in zip(outputs, prompts, strict=True)
         ],
         "continuations": [list(out.outputs[0].token_ids) for out in outputs],
@@ -53,7 +63,7 @@ def serve(path: str, dtype: str, prompts: list[list[int]]) -> dict:
 
 
 def serve_one(job_path: str, name: str, out_path: str) -> None:
-    """The child's half of `main`: one model, whose memory the system takes back when this process ends."""
+    """The child's half of `main`: one model, whose memory goes when this process ends."""
     job = json.loads(Path(job_path).read_text())
     (model,) = (model for model in job["models"] if model["name"] == name)
     result = serve(model["path"], model.get("dtype", "bfloat16"), job["prompts"])
@@ -76,8 +86,13 @@ def main(job_path: str, out_path: str) -> int:
             part.unlink()
         else:
             is_failed = True
-            results[model["name"]] = {"error": child.stderr[-4000:], "exit_status": child.returncode}
-        Path(out_path).write_text(json.dumps(results))  # after each model: a later crash keeps what is known
+            results[model["name"]] = {
+                "error": child.stderr[-4000:],
+                "exit_status": child.returncode,
+            }
+        Path(out_path).write_text(
+            json.dumps(results)
+        )  # after each model: a later crash keeps what is known
     return int(is_failed)
 
 

@@ -1,23 +1,26 @@
 """What vLLM computes from our files is what we compute from them.
 
-`make test-vllm` runs this; it needs .venv-vllm, minutes, and our own environment for the other side of the comparison.
-Both sides get the same token ids, and all that is compared is the log-probability of each prompt token.
+`make test-vllm` runs this; it needs .venv-vllm and minutes. Both sides get the same token ids, and
+what is compared is the log-probability of each prompt token.
 
-Two correct programs differ, because bf16 rounds differently in each order of summation. How much is measured, not
-guessed: the unquantized model is served too, and `floor` is its difference from ours.
+Two correct programs differ, because bf16 rounds differently in each order of summation. How much is
+measured, not guessed: the unquantized model is served too, and `floor` is its difference from ours.
 
-- W4A16, bf16 on both sides. Weights are dequantized before the sum, so rounding enters where it does for bf16 weights:
-  mean difference at most 2 floor. Two because floor is itself a mean of two independent rounding errors over some hundred
-  correlated tokens, and quantized weights draw new ones.
-- W8A8, fp32 on both sides (vLLM's int8 product is exact, so fp32 makes the rest nearly so). An activation close to halfway
-  between two codes can still fall to either side, and every later token sees it; but a token with no such flip before it
-  must agree as the unquantized model does, and a wrong scale or code would move all tokens. So the *lower quartile* of
-  the differences, over short prompts, is held to 4 floor, floor being the largest fp32 difference without quantization.
-- W8A8 in bf16, as one would serve it. There, nearly every activation may flip, which at worst makes the two sides two
-  independent roundings of the same activations: sqrt(2) times the effect of one, plus floor. This one only says that the
-  precision people serve in is not broken; it is the fp32 test that could tell a wrong answer from a right one.
+- W4A16, bf16 on both sides. Weights are dequantized before the sum, so rounding enters where it
+  does for bf16 weights: mean difference at most 2 floor. Two, because floor is itself a mean over a
+  few hundred correlated tokens, and quantized weights draw new rounding errors.
+- W8A8, fp32 on both sides (vLLM's int8 product is exact, so fp32 makes all of it nearly so). An
+  activation about halfway between two codes can still fall to either side, and later tokens see it;
+  but a token with no such flip before it must agree as the unquantized model does, and a wrong
+  scale or code would move all tokens. So the *lower quartile* of the differences, over short
+  prompts, is held to 4 floor, floor being the largest fp32 difference without quantization.
+- W8A8 in bf16, as one would serve it. There, nearly every activation may flip, which at worst makes
+  the two sides independent roundings of the same activations: sqrt(2) times the effect of one, plus
+  floor. This only says that the precision people serve in is not broken; it is the fp32 test that
+  tells a wrong answer from a right one.
 
-The first two must also be far below the effect of the quantization itself (a fifth), or unquantized weights would pass.
+The first two must also be far below the effect of the quantization itself (a fifth), or
+unquantized weights would pass.
 """
 
 import json
@@ -64,16 +67,33 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
     paths = {"BF16": MODEL} | {scheme: quantize(folder / scheme, scheme) for scheme in SCHEMES}
     prompts = make_prompts()
     # vLLM has no fp32 kernel for 4-bit weights on a CPU.
-    runs = [("BF16", "bfloat16"), ("W4A16_g128", "bfloat16"), ("W8A8", "bfloat16"), ("BF16", "float32"), ("W8A8", "float32")]
+    runs = [
+        ("BF16", "bfloat16"),
+        ("W4A16_g128", "bfloat16"),
+        ("W8A8", "bfloat16"),
+        ("BF16", "float32"),
+        ("W8A8", "float32"),
+    ]
     theirs = ask_vllm(folder, {run: paths[run[0]] for run in runs}, prompts)
     ours = {
-        (scheme, dtype): prompt_logprobs(paths[scheme], getattr(torch, dtype), prompts) for scheme, dtype in runs
+        (scheme, dtype): prompt_logprobs(paths[scheme], getattr(torch, dtype), prompts)
+        for scheme, dtype in runs
     }
     return Measured(ours, theirs)
 
 
 def quantize(out: Path, scheme: str) -> Path:
-    command = [sys.executable, "-m", "pennyweight", "quantize", str(MODEL), "-o", str(out), "--scheme", scheme]
+    command = [
+        sys.executable,
+        "-m",
+        "pennyweight",
+        "quantize",
+        str(MODEL),
+        "-o",
+        str(out),
+        "--scheme",
+        scheme,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out
@@ -82,19 +102,26 @@ def quantize(out: Path, scheme: str) -> Path:
 def make_prompts() -> list[list[int]]:
     """Runs of tokens from this file: Python, which the bundled model knows, and no download."""
     ids = load_tokenizer(MODEL)(Path(__file__).read_text()[:2500])["input_ids"]
-    return [ids[start : start + PROMPT_TOKENS] for start in range(0, PROMPTS * PROMPT_TOKENS, PROMPT_TOKENS)]
+    return [
+        ids[start : start + PROMPT_TOKENS]
+        for start in range(0, PROMPTS * PROMPT_TOKENS, PROMPT_TOKENS)
+    ]
 
 
 def ask_vllm(folder: Path, paths: dict[tuple[str, str], Path], prompts: list[list[int]]) -> dict:
     job, out = folder / "job.json", folder / "out.json"
-    models = [{"name": "-".join(run), "path": str(path), "dtype": run[1]} for run, path in paths.items()]
+    models = [
+        {"name": "-".join(run), "path": str(path), "dtype": run[1]} for run, path in paths.items()
+    ]
     job.write_text(json.dumps({"models": models, "prompts": prompts}))
     subprocess.run([SERVER, ROOT / "tests" / "vllm" / "serve.py", job, out])
     results = json.loads(out.read_text())
     errors = {name: result["error"] for name, result in results.items() if "error" in result}
     assert not errors, "\n".join(f"vLLM refused {name}:\n{error}" for name, error in errors.items())
     return {
-        run: torch.tensor([value for prompt in results["-".join(run)]["prompt_logprobs"] for value in prompt[1:]])
+        run: torch.tensor(
+            [value for prompt in results["-".join(run)]["prompt_logprobs"] for value in prompt[1:]]
+        )
         for run in paths
     }
 
@@ -108,7 +135,10 @@ def prompt_logprobs(path: Path, dtype: torch.dtype, prompts: list[list[int]]) ->
 
 def report(name: str, difference: float, bound: float, effect: float) -> None:
     """Shown by `pytest -s`, and beside a failure."""
-    sys.stdout.write(f"\n{name}: difference {difference:.2e}, bound {bound:.2e}, effect of quantization {effect:.2e}\n")
+    sys.stdout.write(
+        f"\n{name}: difference {difference:.2e}, bound {bound:.2e}, "
+        f"effect of the quantization {effect:.2e}\n"
+    )
 
 
 def test_w4a16_serves_as_we_compute_it(measured: Measured) -> None:

@@ -5,11 +5,14 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from pennyweight.cli.check import check_command
 from pennyweight.cli.demo import demo_command
 from pennyweight.cli.eval import eval_command
+from pennyweight.cli.export import export_command
 from pennyweight.cli.list import list_command
+from pennyweight.cli.prove import prove_command
 from pennyweight.cli.quantize import quantize_command
 from pennyweight.core.errors import PennyweightError
 
@@ -22,6 +25,8 @@ app = typer.Typer(
 app.command("quantize")(quantize_command)
 app.command("check")(check_command)
 app.command("eval")(eval_command)
+app.command("export")(export_command)
+app.command("prove")(prove_command)
 app.command("list")(list_command)
 app.command("demo")(demo_command)
 
@@ -44,4 +49,6 @@ def main() -> None:
 
 
 def _plain(text: str) -> str:
-    return text.replace("[", r"\[")  # rich would read brackets as markup
+    """One line that rich shows as it is; names in files may hold line ends and terminal codes."""
+    line = " ".join(text.split())
+    return escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))

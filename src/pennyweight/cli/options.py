@@ -53,6 +53,8 @@ def recipe_from(
     from pennyweight.pipeline.recipe import override, parse_recipe, read_recipe
 
     data: dict[str, Any] = read_recipe(file) if file else {}
+    if file:
+        parse_recipe(data, str(file))  # so that what is laid over it is laid over a recipe
     given = {key: value for key, value in rule.items() if value is not None}
     if given:
         rules = data.setdefault("rule", [{}])

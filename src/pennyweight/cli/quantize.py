@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -44,7 +44,7 @@ def quantize_command(
     ] = None,
     seed: Seed = None,
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads; time only, never the result.")
+        int | None, typer.Option(min=1, help="CPU threads; time only, never the result.")
     ] = None,
     device: Annotated[str, typer.Option(help="Where to compute. Only cpu so far.")] = "cpu",
     trust_remote_code: TrustRemoteCode = False,
@@ -89,9 +89,9 @@ def quantize_command(
 
 def show_result(result: "Result", console: Console) -> None:
     """What was made, and what was proven of it."""
-    from pennyweight.export.card import describe_logits, readable_bytes
+    from pennyweight.export.card import readable_bytes
 
-    check, census = result.check, result.proof["census"]
+    check = result.check
     console.print(
         f"{result.path}: {readable_bytes(check.bytes_before)} -> "
         f"{readable_bytes(check.bytes_after)}, "
@@ -99,10 +99,18 @@ def show_result(result: "Result", console: Console) -> None:
         f"peak memory {result.peak_bytes / 2**30:.2f} GiB",
         soft_wrap=True,
     )
+    show_proof(result.proof, console)
+
+
+def show_proof(proof: dict[str, Any], console: Console) -> None:
+    """The three parts of a proof in three lines."""
+    from pennyweight.export.card import describe_logits
+
+    census = proof["census"]
     console.print(
         f"proof: {census['quantized']} tensors quantized and {census['copied_bit_for_bit']} "
         "copied, none "
         "missing; every weight decodes bit for bit",
         soft_wrap=True,
     )
-    console.print(f"       {describe_logits(result.proof['logits'])}", soft_wrap=True)
+    console.print(f"       {describe_logits(proof['logits'])}", soft_wrap=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from pennyweight.core.errors import FormatError
@@ -48,6 +48,10 @@ class Grid(Protocol):
         ...
 
     def decode(self, codes: UInt8[Tensor, "..."]) -> Float[Tensor, "..."]: ...
+
+    def nearest_(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """decode(encode(value)), in the memory of `value`."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +116,8 @@ def plain(value):
 
 
 def blocked(
-    tensor: Float[Tensor, "rows cols"], groups: tuple[int, ...]
-) -> Float[Tensor, "row_groups group_rows groups group_size"]:
+    tensor: Shaped[Tensor, "rows cols"], groups: tuple[int, ...]
+) -> Shaped[Tensor, "row_groups group_rows groups group_size"]:
     """A view in which axes 1 and 3 run inside a group and axes 0 and 2 over the groups."""
     rows, cols = tensor.shape
     down, across = groups

@@ -16,10 +16,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from jaxtyping import Float64
-from scipy.stats import norm, t
 from torch import Tensor
 
 RESAMPLES = 2000
@@ -69,8 +69,25 @@ def bootstrap_ratios(
 
 def expanded_level(units: int, confidence: float) -> float:
     """The lower quantile to take, below (1 - confidence) / 2 by as much as few units demand."""
-    widened = math.sqrt(units / (units - 1)) * t.ppf((1 - confidence) / 2, units - 1)
-    return float(norm.cdf(widened))
+    widened = math.sqrt(units / (units - 1)) * student_quantile((1 - confidence) / 2, units - 1)
+    return NormalDist().cdf(widened)
+
+
+def student_quantile(level: float, freedom: int) -> float:
+    """The quantile of Student's t distribution by its expansion around the normal one.
+
+    Abramowitz and Stegun 26.7.5. At 0.025 it is right to 0.2 % from 3 degrees of freedom on. For 1
+    and 2 it is too small, but there the widened interval is all that the resamples span anyway.
+    """
+    x = NormalDist().inv_cdf(level)
+    terms = (
+        x,
+        (x**3 + x) / 4,
+        (5 * x**5 + 16 * x**3 + 3 * x) / 96,
+        (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384,
+        (79 * x**9 + 776 * x**7 + 1482 * x**5 - 1920 * x**3 - 945 * x) / 92160,
+    )
+    return sum(term / freedom**power for power, term in enumerate(terms))
 
 
 def _resampled(

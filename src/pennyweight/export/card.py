@@ -85,13 +85,16 @@ def describe_logits(logits: Mapping[str, Any]) -> str:
     """One sentence on the reload."""
     if "skipped" in logits:
         return f"The reload in transformers was not tried: {logits['skipped']}."
-    return (
-        f"Reloaded by {logits['by']}, the logits of {logits['tokens']} tokens differ by at most "
-        f"{logits['largest_difference']:.2g} from the model that was computed."
-    )
+    if logits["largest_difference"] == 0:
+        how = "equal those of the model that was computed, bit for bit"
+    else:
+        how = (
+            f"differ by at most {logits['largest_difference']:.2g} from the model that was computed"
+        )
+    return f"Reloaded by {logits['by']}, the logits of {logits['tokens']} tokens {how}."
 
 
-def readable_bytes(count: float) -> str:
+def readable_bytes(count: int | float) -> str:
     """A size with a decimal unit, as file managers and the Hub show it."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:

@@ -21,14 +21,16 @@ def pack_bits(codes: UInt8[Tensor, "rows cols"], bits: int) -> UInt8[Tensor, "ro
     rows, cols = codes.shape
     width = packed_bytes(cols, bits)
     padded = torch.nn.functional.pad(codes, (0, -cols % 8))
-    octets = padded.view(rows, -1, 8)  # 8 codes fill exactly `bits` bytes, for any number of bits
+    octets = padded.view(
+        rows, padded.shape[1] // 8, 8
+    )  # 8 codes fill exactly `bits` bytes, for any number of bits
     out = torch.zeros(rows, octets.shape[1], bits, dtype=torch.uint8)
     for i in range(8):
         byte, offset = divmod(i * bits, 8)
         out[:, :, byte] |= octets[:, :, i] << offset
         if offset + bits > 8:
             out[:, :, byte + 1] |= octets[:, :, i] >> (8 - offset)
-    flat = out.view(rows, -1)
+    flat = out.flatten(1)
     return torch.nn.functional.pad(flat, (0, width - flat.shape[1]))
 
 
@@ -45,4 +47,4 @@ def unpack_bits(
         if offset + bits > 8:
             value = value | stream[:, :, byte + 1] << (8 - offset)
         out[:, :, i] = value & (2**bits - 1)
-    return out.view(rows, -1)[:, :cols].contiguous()
+    return out.flatten(1)[:, :cols].contiguous()

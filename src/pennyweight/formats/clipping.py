@@ -1,12 +1,11 @@
-"""Search the range of each group: clipping a few extreme weights makes the steps finer for the
-rest."""
+"""Search the range of each group: clipping a few extremes makes the steps finer for the rest."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pennyweight.core import Format, blocked
-from pennyweight.formats.rounding import fit, round_to_nearest, snap
+from pennyweight.formats.rounding import fit, snap
 
 
 def search_range(
@@ -21,28 +20,34 @@ def search_range(
 
     importance: weight of each column's squared error, such as the diagonal of the Hessian. The full
     range is always a candidate, so the result is never worse than `fit` on this loss. Formats whose
-    scale is itself quantized are left at the full range: their scales are not free to move alone.
+    scale or zero point is itself quantized keep the full range: their scales cannot move alone.
     """
-    best = fit(weight, format)
-    if isinstance(format.scale, Format):
-        return best
-    groups = format.groups(*weight.shape)
-    full_scale, full_zero = best
-
-    def loss(scale, zero_point) -> Tensor:
-        rounded = round_to_nearest(weight, format, scale, zero_point).dequantize()
-        error = (weight - rounded).square_()
-        return blocked(error if importance is None else error * importance, groups).sum((1, 3))
-
-    best_scale, best_zero, best_loss = full_scale, full_zero, loss(full_scale, full_zero)
+    full_scale, full_zero = fit(weight, format)
+    if isinstance(format.scale, Format) or isinstance(format.zero_point, Format):
+        return full_scale, full_zero
+    blocks = blocked(weight, format.groups(*weight.shape))
+    ones = torch.ones(weight.shape[1]) if importance is None else importance
+    columns = ones.view(1, 1, *blocks.shape[2:])
+    scratch = torch.empty_like(blocks)
+    best_scale, best_zero = full_scale, full_zero
+    best = _loss(blocks, full_scale, full_zero, format, columns, scratch)
     for fraction in fractions:
         scale, zero = snap(fraction * full_scale, full_zero, format)
-        trial = loss(scale, zero)
-        better = trial < best_loss
-        best_loss, best_scale = trial.where(better, best_loss), scale.where(better, best_scale)
+        loss = _loss(blocks, scale, zero, format, columns, scratch)
+        better = loss < best
+        best, best_scale = loss.where(better, best), scale.where(better, best_scale)
         if zero is not None:
             best_zero = zero.where(better, best_zero)
     return best_scale, best_zero
+
+
+def _loss(blocks, scale, zero_point, format: Format, columns, scratch) -> Tensor:
+    """Weighted squared error of each group. `scratch` [like blocks] spares an allocation a
+    trial."""
+    value = torch.div(blocks, scale[:, None, :, None], out=scratch)
+    value += format.grid.middle if zero_point is None else zero_point[:, None, :, None]
+    error = value - format.grid.nearest_(value.clone())
+    return error.square_().mul_(columns).sum((1, 3)) * scale.square()
 
 
 def fractions(smallest: float, steps: int) -> list[float]:

@@ -37,6 +37,9 @@ class Integer:
     def decode(self, codes: UInt8[Tensor, "..."]) -> Float[Tensor, "..."]:
         return codes.to(torch.float32)
 
+    def nearest_(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return value.round_().clamp_(self.lowest, self.highest)
+
 
 for bits in range(2, 9):
     GRIDS.register(f"int{bits}")(Integer(bits))

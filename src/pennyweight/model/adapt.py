@@ -49,8 +49,8 @@ def _replace_conv1d(model: nn.Module, sources: dict[str, Source]) -> None:
         in_features, out_features = conv.weight.shape
         linear = nn.Linear(in_features, out_features, bias=conv.bias is not None, device="meta")
         _replace(model, name, linear.requires_grad_(False))
-        stored = sources[f"{name}.weight"]
-        sources[f"{name}.weight"] = replace(stored, transposed=not stored.packed)
+        if stored := sources.get(f"{name}.weight"):  # a missing one is reported with all others
+            sources[f"{name}.weight"] = replace(stored, transposed=not stored.packed)
 
 
 def _unfuse_experts(model: nn.Module, fused, sources: dict[str, Source]) -> None:

@@ -28,7 +28,8 @@ DTYPES = {
 }  # fmt: skip
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+NAME_BYTES = 255  # longest file name of Linux file systems; asking for a longer one is an OSError
 PROBE_BYTES = 4096  # read from both ends of every tensor for the fingerprint
 
 
@@ -143,6 +144,8 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(data).__name__}")
     return data
@@ -161,7 +164,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             header = json.loads(handle.read(length))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{file}: not a complete safetensors file ({error}); download or copy it again"
+            f"{file}: not a complete safetensors file ({error}); copy or download it again"
         ) from None
     header.pop("__metadata__", None)
     return {name: _place(file, name, entry, 8 + length) for name, entry in header.items()}
@@ -186,10 +189,10 @@ def _shards(path: Path) -> dict[Path, set[str] | None]:
     found = sorted(path.glob("*.safetensors"))
     if len(found) == 1:
         return {found[0]: None}
-    pickles = [name for name in PICKLES if (path / name).is_file()]
-    if pickles:
+    pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES)
+    if pickles and not found:
         raise UnsupportedError(
-            f"{path / pickles[0]}: pickled weights can run code when they are opened, and are "
+            f"{pickles[0]}: pickled weights can run code when they are opened, and are "
             "refused. "
             'Convert them once, in a place you trust: python -c "from transformers import '
             "AutoModelForCausalLM as M; "
@@ -205,7 +208,7 @@ def _indexed(path: Path) -> dict[Path, set[str] | None]:
         raise CheckpointError(f"{path / INDEX}: expected an object 'weight_map'")
     shards: dict[Path, set[str] | None] = {}
     for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file:
+        if not _is_file_name(file):
             raise CheckpointError(f"{path / INDEX}: {name}: {file!r} is not a file name")
         if not (path / file).is_file():
             raise CheckpointError(f"{path / INDEX}: {name} should be in {file}, which is missing")
@@ -213,6 +216,15 @@ def _indexed(path: Path) -> dict[Path, set[str] | None]:
         assert names is not None
         names.add(name)
     return shards
+
+
+def _is_file_name(name: object) -> bool:
+    return (
+        isinstance(name, str)
+        and name.isprintable()  # no NUL, and nothing that a terminal would act on
+        and Path(name).name == name
+        and len(name.encode()) <= NAME_BYTES
+    )
 
 
 def _compare(file: Path, expected: set[str] | None, found: set[str]) -> None:

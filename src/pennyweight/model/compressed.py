@@ -5,16 +5,40 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from pennyweight.core import CheckpointError, QTensor, Scheme, UnsupportedError
-from pennyweight.formats.compressed_tensors import PACKED, decode, layout
+from pennyweight.formats.compressed_tensors import PACKED, decode, layout, parts
 from pennyweight.formats.schemes import parse_scheme
 from pennyweight.model.checkpoint import Checkpoint, TensorInfo
 
 PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "input_scale")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What we read of the library's QuantizationArgs."""
+
+    num_bits: int
+    type: str
+    symmetric: bool = True
+    strategy: str | None = None
+    group_size: int | None = None
+    dynamic: bool | str = False
+
+
+@dataclass(frozen=True)
+class SchemeGroup:
+    """What we read of one of its config groups: who is meant, and by which numbers."""
+
+    targets: list[str]
+    weights: Numbers
+    input_activations: Numbers | None = None
+
+
+GROUPS = TypeAdapter(dict[str, SchemeGroup])
 
 
 @dataclass(frozen=True)
@@ -48,11 +72,38 @@ class CompressedCheckpoint(Checkpoint):
         if layout(self.schemes[name]) == PACKED:
             shape = tuple(self._part(name, "weight_shape").tolist())
         else:
-            shape = self.stored[f"{name}.weight"].shape
+            shape = self._stored_info(name, "weight").shape
+        self._check_parts(name, shape)
         return replace(scale, name=f"{name}.weight", shape=shape, packed=True)
 
+    def _check_parts(self, name: str, shape: tuple[int, ...]) -> None:
+        if len(shape) != 2 or min(shape) < 1:
+            raise CheckpointError(f"{self.path}: {name}: shape {list(shape)} is not [out, in]")
+        for part, expected in parts(self.schemes[name], (shape[0], shape[1])).items():
+            found = self._stored_info(name, part)
+            if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+                raise CheckpointError(
+                    f"{found.file}: {found.name}: found {found.dtype} {list(found.shape)}, "
+                    f"{self.schemes[name].name} of config.json expects {expected.dtype} "
+                    f"{list(expected.shape)}"
+                )
+
+    def _stored_info(self, name: str, part: str) -> TensorInfo:
+        if f"{name}.{part}" not in self.stored:
+            raise CheckpointError(
+                f"{self.path}: {name}.{part} is missing, which {self.schemes[name].name} of "
+                "config.json needs"
+            )
+        return self.stored[f"{name}.{part}"]
+
     def _part(self, name: str, part: str) -> Tensor:
+        self._stored_info(name, part)
         return Checkpoint(self.path, self.config, self.stored).read(f"{name}.{part}")
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """[out, in] of linear `name`."""
+        rows, cols = self.tensors[f"{name}.weight"].shape
+        return rows, cols
 
     def qtensor(self, name: str) -> QTensor:
         """The stored codes and scales of linear `name`."""
@@ -78,28 +129,45 @@ def is_compressed(checkpoint: Checkpoint) -> bool:
     return isinstance(config, dict) and config.get("quant_method") == "compressed-tensors"
 
 
-def _groups(files: Checkpoint) -> list[dict[str, Any]]:
+def _groups(files: Checkpoint) -> list[SchemeGroup]:
     if not is_compressed(files):
         raise UnsupportedError(f"{files.path}: not a compressed-tensors checkpoint")
-    return list(files.config["quantization_config"]["config_groups"].values())
+    try:
+        config = files.config["quantization_config"]
+        return list(GROUPS.validate_python(config.get("config_groups")).values())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, ("config_groups", *first["loc"])))
+        raise CheckpointError(
+            f"{files.path}: quantization_config of config.json: {place}: {first['msg']}"
+        ) from None
 
 
-def _scheme_of(name: str, groups: list[dict[str, Any]], files: Checkpoint) -> Scheme:
+def _scheme_of(name: str, groups: list[SchemeGroup], files: Checkpoint) -> Scheme:
     """The scheme of the group whose targets name this linear; class names match every linear."""
     for group in groups:
-        for target in group["targets"]:
-            regex = target.removeprefix("re:")
-            if target == name or target == "Linear" or (regex != target and re.match(regex, name)):
+        for target in group.targets:
+            if target in (name, "Linear") or _matches(target, name, files.path):
                 dtype = files.tensors[f"{name}.weight_scale"].dtype
+                if not dtype.is_floating_point:
+                    raise UnsupportedError(f"{files.path}: {name}: scales of {dtype}")
                 return parse_scheme(_scheme_name(group, files.path), dtype)
     raise CheckpointError(f"{files.path}: {name} has a scale but no group of the config names it")
 
 
-def _scheme_name(group: dict[str, Any], path: Path) -> str:
-    weights, inputs = group["weights"], group.get("input_activations")
-    if weights["type"] != "int" or (inputs and (inputs["type"], inputs["num_bits"]) != ("int", 8)):
+def _matches(target: str, name: str, path: Path) -> bool:
+    regex = target.removeprefix("re:")
+    try:
+        return regex != target and re.match(regex, name) is not None
+    except (re.error, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{path}: target {target!r:.80} of config.json: {error}") from None
+
+
+def _scheme_name(group: SchemeGroup, path: Path) -> str:
+    weights, inputs = group.weights, group.input_activations
+    if weights.type != "int" or (inputs and (inputs.type, inputs.num_bits) != ("int", 8)):
         raise UnsupportedError(f"{path}: only integer schemes can be read so far, found {weights}")
     if inputs:
-        return "W8A8" if inputs["dynamic"] else "W8A8_static"
-    group_size = f"_g{weights['group_size']}" if weights["strategy"] == "group" else ""
-    return f"W{weights['num_bits']}A16{group_size}{'' if weights['symmetric'] else '_asym'}"
+        return "W8A8" if inputs.dynamic else "W8A8_static"
+    group_size = f"_g{weights.group_size}" if weights.strategy == "group" else ""
+    return f"W{weights.num_bits}A16{group_size}{'' if weights.symmetric else '_asym'}"

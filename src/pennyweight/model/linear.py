@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pennyweight.core import ActivationFormat
+from pennyweight.core import ActivationFormat, NumericalError
 from pennyweight.formats.rounding import round_to_nearest
 
 
@@ -41,6 +41,8 @@ def round_activation(
     flat = x.reshape(-1, x.shape[-1]).float()
     if not activation.dynamic:
         assert scale is not None, "a static activation format needs a calibrated scale"
+    if not bool(flat.isfinite().all()):
+        raise NumericalError("an activation that is to be rounded holds NaN or Inf")
     rounded = round_to_nearest(flat, activation.format, None if activation.dynamic else scale)
     return rounded.dequantize().view(x.shape).to(x.dtype)
 

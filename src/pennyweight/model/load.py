@@ -68,7 +68,7 @@ def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrai
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(
             f"{directory}: no tokenizer that can be read here ({reason})"
         ) from None

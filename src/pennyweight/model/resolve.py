@@ -1,5 +1,6 @@
 """From what the user typed to a directory: a local path, the bundled model, or a Hub id."""
 
+import os.path
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -28,9 +29,9 @@ def resolve_model(model: str | Path, revision: str | None = None) -> Path:
     if str(model) == "pylm":
         return BUNDLED
     path = Path(model)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, False for a name longer than a file system takes
         return path
-    if path.exists():
+    if os.path.exists(path):
         raise CheckpointError(f"{path}: expected a model directory, found a file")
     if str(model).count("/") != 1 or str(model).startswith((".", "/", "~")):
         raise CheckpointError(f"{path}: no such model directory, and not a Hub id (owner/name)")
@@ -41,7 +42,7 @@ def resolve_model(model: str | Path, revision: str | None = None) -> Path:
             )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(
             f"{model}: no such directory, and the Hub did not give a model of that name ({reason})"
         ) from None

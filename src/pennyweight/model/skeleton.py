@@ -7,19 +7,30 @@ needs no table here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from pennyweight.core import CheckpointError, UnsupportedError
 from pennyweight.model.adapt import Source, adapt
 from pennyweight.model.checkpoint import Checkpoint
+
+# What a wrong value in config.json becomes in code that does not check it: transformers checks
+# few. No OSError but the one for a missing file, and nothing that Python keeps for itself.
+CONFIG_FAULTS = (
+    ArithmeticError, AssertionError, AttributeError, FileNotFoundError, ImportError, LookupError,
+    RuntimeError, StrictDataclassError, TypeError, ValueError,
+)  # fmt: skip
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 
 
 @dataclass(frozen=True)
@@ -34,11 +45,11 @@ class Skeleton:
     @classmethod
     def build(cls, checkpoint: Checkpoint, trust_remote_code: bool = False) -> Skeleton:
         """Raises UnsupportedError for what is not a decoder that transformers can build."""
-        model = _empty_model(checkpoint, trust_remote_code)
-        plain, fused = _match_names(checkpoint, model)
-        sources = adapt(model, plain, fused)
-        _add_tied(model, sources)
-        _require_all(model, sources, checkpoint.path)
+        config = _read_config(checkpoint, trust_remote_code)
+        # First on shapes alone: no buffer is allocated before the checkpoint bears the sizes out.
+        with torch.device("meta"):
+            _build(checkpoint, config, trust_remote_code)
+        model, sources = _build(checkpoint, config, trust_remote_code)
         return cls(checkpoint, model, _find_blocks(model), sources)
 
     @property
@@ -79,7 +90,20 @@ class Skeleton:
         return tensor.T.contiguous() if source.transposed else tensor
 
 
-def _empty_model(checkpoint: Checkpoint, trust_remote_code: bool) -> PreTrainedModel:
+@contextmanager
+def config_faults(checkpoint: Checkpoint) -> Iterator[None]:
+    """What transformers raises over values it cannot work with, as an UnsupportedError."""
+    try:
+        yield
+    except CONFIG_FAULTS as error:
+        kind = checkpoint.config.get("model_type", "no model_type")
+        raise UnsupportedError(
+            f"{checkpoint.path}: transformers cannot build a decoder from config.json ({kind!r}): "
+            f"{type(error).__name__}: {' '.join(str(error).split()):.400}"
+        ) from error
+
+
+def _read_config(checkpoint: Checkpoint, trust_remote_code: bool) -> PreTrainedConfig:
     config, path = checkpoint.config, checkpoint.path
     if "auto_map" in config and not trust_remote_code:
         raise UnsupportedError(
@@ -88,16 +112,35 @@ def _empty_model(checkpoint: Checkpoint, trust_remote_code: bool) -> PreTrainedM
             "machine; read it, then pass --trust-remote-code"
         )
     _refuse_quantized(checkpoint)
-    try:
-        parsed = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(parsed, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        kind = config.get("model_type", "no model_type")
-        raise UnsupportedError(
-            f"{path}: transformers cannot build a decoder from config.json ({kind}): {error}"
-        ) from None
-    return model.eval().requires_grad_(False)
+    for part in (config, config.get("text_config")):
+        _check_layers(part if isinstance(part, dict) else {}, checkpoint)
+    with config_faults(checkpoint):
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def _check_layers(config: dict[str, Any], checkpoint: Checkpoint) -> None:
+    """Every layer has tensors of its own. transformers would build a billion layers if told to."""
+    for key in LAYER_COUNTS:
+        count = config.get(key)
+        if isinstance(count, int | float) and count > len(checkpoint.tensors):
+            raise CheckpointError(
+                f"{checkpoint.path}: config.json says {key} = {count}, but there are only "
+                f"{len(checkpoint.tensors)} tensors; is config.json of another model?"
+            )
+
+
+def _build(
+    checkpoint: Checkpoint, config: PreTrainedConfig, trust_remote_code: bool
+) -> tuple[PreTrainedModel, dict[str, Source]]:
+    """The adapted model, its parameters on the meta device, and what fills each of them."""
+    with config_faults(checkpoint), init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    model = model.eval().requires_grad_(False)
+    plain, fused = _match_names(checkpoint, model)
+    sources = adapt(model, plain, fused)
+    _add_tied(model, sources)
+    _require_all(model, sources, checkpoint)
+    return model, sources
 
 
 def _refuse_quantized(checkpoint: Checkpoint) -> None:
@@ -156,17 +199,25 @@ def _add_tied(model: PreTrainedModel, sources: dict[str, Source]) -> None:
             sources[name] = sources[other]
 
 
-def _require_all(model: PreTrainedModel, sources: dict[str, Source], path: Path) -> None:
+def _require_all(
+    model: PreTrainedModel, sources: dict[str, Source], checkpoint: Checkpoint
+) -> None:
     missing = [
         name for name, _ in model.named_parameters(remove_duplicate=False) if name not in sources
     ]
     if missing:
         raise CheckpointError(
-            f"{path}: no tensor for {missing[0]} and {len(missing) - 1} other parameters of "
-            f"{type(model).__name__}; is config.json of another model?"
+            f"{checkpoint.path}: no tensor for {missing[0]} and {len(missing) - 1} other parameters "
+            f"of {type(model).__name__}; is config.json of another model?"
         )
     for name, parameter in model.named_parameters(remove_duplicate=False):
         sources[name].check(tuple(parameter.shape), name)
+        info = checkpoint.tensors[sources[name].key]
+        if not info.dtype.is_floating_point:
+            raise UnsupportedError(
+                f"{info.file}: {info.name}: dtype {str(info.dtype).removeprefix('torch.')}; "
+                "expected float16, bfloat16 or float32. Was the model quantized by another tool?"
+            )
 
 
 def _find_blocks(model: PreTrainedModel) -> str:

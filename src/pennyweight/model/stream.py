@@ -60,7 +60,7 @@ class Block:
         """For each group, the input [tokens, in] of its linears for each sample, where there was
         one."""
         taps = {group.linears[0]: group for group in groups}
-        with _tapped(self.module, list(taps)) as tap:
+        with self._named(), _tapped(self.module, list(taps)) as tap:
             found = workers.map(lambda sample: tap(sample, self.index), samples)
         return [[seen[name] for seen in found if name in seen] for name in taps]
 
@@ -70,12 +70,22 @@ class Block:
         def step(sample: Sample) -> Tensor:
             return sample.run(self.index, self.module)
 
-        for sample, hidden in zip(samples, workers.map(step, samples), strict=True):
+        with self._named():
+            advanced = workers.map(step, samples)
+        for sample, hidden in zip(samples, advanced, strict=True):
             if not bool(hidden.isfinite().all()):
                 raise NumericalError(
                     f"{self.prefix[:-1]}: the block's output holds NaN or Inf on calibration data"
                 )
             sample.hidden = hidden
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say in which block a number inside the forward pass was not finite."""
+        try:
+            yield
+        except NumericalError as error:
+            raise NumericalError(f"{self.prefix[:-1]}: {error}") from None
 
 
 class _Enough(Exception):

@@ -16,12 +16,11 @@ from typing import Literal
 import torch
 from jaxtyping import Int64
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from pennyweight.core.errors import DataError, UnknownNameError
 from pennyweight.model.stdlib import stdlib_documents
 from pennyweight.model.textfiles import Document, TokenDocument, cut, read_file
-from pennyweight.model.tokens import describe_bos, tokenize
+from pennyweight.model.tokens import Tokenizer, describe_bos, tokenize
 
 __all__ = ["Calibration", "Document", "TokenDocument", "calibration_samples", "documents"]
 
@@ -107,7 +106,7 @@ class Calibration:
 
 def calibration_samples(
     sources: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: Tokenizer | None,
     *,
     samples: int,
     tokens: int,

@@ -53,7 +53,7 @@ def cut(documents: list[Document], pattern: str) -> list[Document]:
     """
     try:
         regex = re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise DataError(f"split_at {pattern!r} is not a regular expression: {error}") from error
     if regex.groups:
         raise DataError(f"split_at {pattern!r} has a group that captures; write (?:...) instead")
@@ -98,7 +98,7 @@ def _record(line: str, where: str) -> str:
     """The text of one JSON line: its `text`, another common key, a chat, or prompt and answer."""
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON: {error}") from error
     if not isinstance(record, dict):
         raise DataError(f"{where}: found {type(record).__name__}; expected an object with 'text'")
@@ -139,14 +139,16 @@ def _read_token_lists(path: Path) -> list[TokenDocument]:
     """A JSON list of lists of token ids, one list a document."""
     try:
         lists = json.loads(_decode(path))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also integers of 5000 digits
         raise DataError(f"{path}: not JSON: {error}") from error
     if not isinstance(lists, list) or not lists:
         raise DataError(f"{path}: expected a list of lists of token ids, as [[1, 5, 9], [1, 7]]")
     for number, ids in enumerate(lists):
         # type() and not isinstance(): True is an int, and no token.
-        if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
-            raise DataError(f"{path}: item {number} is not a list of token ids (integers >= 0)")
+        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**63 for i in ids):
+            raise DataError(
+                f"{path}: item {number} is not a list of token ids (integers from 0 to 2^63 - 1)"
+            )
     if not any(lists):
         raise DataError(f"{path}: found only empty lists in {len(lists)} documents")
     return [

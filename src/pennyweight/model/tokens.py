@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pennyweight.core.errors import DataError
 from pennyweight.model.textfiles import Document, TokenDocument
@@ -35,7 +35,7 @@ class Tokens:
 
 def tokenize(
     document: Document | TokenDocument,
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: Tokenizer | None,
     bos: BosRule = "auto",
 ) -> Tokens:
     """The tokens of a document, with BOS by the rule.
@@ -74,7 +74,7 @@ def _bare(document: Document | TokenDocument) -> Tokens:
     return Tokens(name=document.name, ids=ids, has_bos=False, byte_counts=byte_counts)
 
 
-def describe_bos(tokenizer: PreTrainedTokenizerBase, bos: BosRule = "auto") -> str:
+def describe_bos(tokenizer: Tokenizer, bos: BosRule = "auto") -> str:
     """The BOS rule in words, for reports."""
     if bos == "never":
         return "never"
@@ -87,8 +87,8 @@ def describe_bos(tokenizer: PreTrainedTokenizerBase, bos: BosRule = "auto") -> s
 
 
 def check_same_tokenizer(
-    tokenizer: PreTrainedTokenizerBase,
-    reference: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
+    reference: Tokenizer,
     documents: Sequence[Document | TokenDocument],
 ) -> None:
     """Raise DataError unless both have one vocabulary and cut these documents into the same tokens.
@@ -114,9 +114,7 @@ def check_same_tokenizer(
                 )
 
 
-def _encode(
-    text: str, tokenizer: PreTrainedTokenizerBase, special: bool
-) -> tuple[list[int], list[float]]:
+def _encode(text: str, tokenizer: Tokenizer, special: bool) -> tuple[list[int], list[float]]:
     # verbose=False: a text longer than the model's context is cut into windows later.
     encoding = tokenizer(
         text,
@@ -148,7 +146,7 @@ def _offset_bytes(text: str, offsets: list[tuple[int, int]]) -> list[float]:
     return counts
 
 
-def _decoded_bytes(document: TokenDocument, tokenizer: PreTrainedTokenizerBase) -> list[float]:
+def _decoded_bytes(document: TokenDocument, tokenizer: Tokenizer) -> list[float]:
     ids = list(document.ids)
     if unknown := [i for i in ids if i >= len(tokenizer)]:
         raise DataError(
@@ -159,7 +157,7 @@ def _decoded_bytes(document: TokenDocument, tokenizer: PreTrainedTokenizerBase) 
     return _even_bytes(ids, tokenizer, len(text.encode("utf-8", "replace")))
 
 
-def _even_bytes(ids: list[int], tokenizer: PreTrainedTokenizerBase, total: int) -> list[float]:
+def _even_bytes(ids: list[int], tokenizer: Tokenizer, total: int) -> list[float]:
     """Without offsets only the total is known: all tokens but the special ones share it."""
     special = set(tokenizer.all_special_ids)
     share = total / max(1, sum(i not in special for i in ids))

@@ -11,7 +11,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -77,6 +78,15 @@ def write_text(path: Path, text: str) -> None:
         replace_file(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
+        raise disk_error(path, error) from None
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """What the file system refuses while `path` is made, as a CheckpointError."""
+    try:
+        yield
+    except OSError as error:
         raise disk_error(path, error) from None
 
 

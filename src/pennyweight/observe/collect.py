@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -13,13 +13,12 @@ from pennyweight.core import NumericalError, Stats
 GRAM_ROWS = 1024  # rows of the Gram matrix per task: enough tasks to share, products still large
 
 
+@runtime_checkable
 class Mapper(Protocol):
     def map(self, task, items) -> list: ...
 
 
-def observe(
-    inputs: list[Float[Tensor, "tokens in"]], needs: frozenset[str], workers: Mapper
-) -> Stats:
+def observe(inputs: list[Float[Tensor, "_ in"]], needs: frozenset[str], workers: Mapper) -> Stats:
     """The Stats of these inputs (fields named in `needs`); add shards of data up with `merge`.
 
     Sums are float32. Raises NumericalError if an input is NaN or Inf.

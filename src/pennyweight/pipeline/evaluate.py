@@ -10,7 +10,7 @@ from pennyweight.core.errors import DataError
 from pennyweight.evaluate import DEFAULT_CONTEXT, Evaluation, Settings, evaluate_tokens
 from pennyweight.model.load import load_model, load_tokenizer
 from pennyweight.model.text import Document, TokenDocument, documents
-from pennyweight.model.tokens import Tokens, check_same_tokenizer, describe_bos, tokenize
+from pennyweight.model.tokens import Tokenizer, Tokens, check_same_tokenizer, describe_bos, tokenize
 
 DEFAULT_DATA = ("stdlib-heldout",)
 
@@ -41,7 +41,7 @@ def evaluate(
     loaded = load_model(model)
     reference = None if against is None else load_model(against)
     settings = _fitting([loaded, reference], settings)
-    _check_vocabulary(loaded, tokens)
+    _check_vocabulary(next(loaded.get_input_embeddings().parameters()).shape[0], tokens)
     evaluation = evaluate_tokens(loaded, tokens, reference=reference, settings=settings)
     return replace(
         evaluation,
@@ -55,7 +55,7 @@ def evaluate(
 
 def _tokenize(
     found: Sequence[Document | TokenDocument],
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: Tokenizer | None,
     settings: Settings,
 ) -> list[Tokens]:
     """Only as many documents as `max_tokens` needs; tokenizing the rest could take minutes."""
@@ -69,8 +69,7 @@ def _tokenize(
     return tokens
 
 
-def _check_vocabulary(model: PreTrainedModel, tokens: Sequence[Tokens]) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
+def _check_vocabulary(rows: int, tokens: Sequence[Tokens]) -> None:
     for document in tokens:
         if len(document.ids) and (largest := int(document.ids.max())) >= rows:
             raise DataError(

@@ -13,14 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 import pennyweight
 from pennyweight.core import FormatError, RecipeError, Scheme
 from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
-from pennyweight.pipeline.recipe import Calibrate, Recipe, make_quantizer
+from pennyweight.pipeline.recipe import (
+    COMPUTE,
+    Calibrate,
+    Recipe,
+    adapter,
+    check_calibration,
+    make_quantizer,
+    unknown_keys,
+)
 from pennyweight.pipeline.survey import Site, Survey
 from pennyweight.quantize.base import Quantizer
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +84,39 @@ class Plan:
 
 
 def load_plan(path: Path) -> Plan:
-    """Raises RecipeError if the file is not a plan."""
+    """Raises RecipeError if the file is not a plan, or holds what no plan can."""
     try:
-        return TypeAdapter(Plan).validate_json(path.read_bytes())
-    except (ValidationError, OSError) as error:
-        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
-        raise RecipeError(f"{path}: not a plan of this version: {first}") from None
+        data = json.loads(path.read_bytes())
+        plan = adapter(Plan).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "plan"
+        raise RecipeError(f"{path}: not a plan of this version: {place}: {first['msg']}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{path}: not a plan of this version: {error}") from None
+    unknown_keys(Plan, data, str(path))
+    for index, task in enumerate(data.get("tasks", [])):
+        unknown_keys(Task, task, f"{path}: tasks.{index}")
+    _validate(plan, str(path))
+    return plan
+
+
+def _validate(plan: Plan, where: str) -> None:
+    """What the types leave open, so that an edited plan fails before anything is done."""
+    for name, known in (("dtype", DTYPES), ("compute", COMPUTE)):
+        if (value := getattr(plan, name)) not in known:
+            raise RecipeError(
+                f"{where}: {name}: expected {' or '.join(known)}, found {value!r:.80}"
+            )
+    if not plan.tasks:
+        raise RecipeError(f"{where}: tasks: expected at least one")
+    if plan.calibrate is not None:
+        check_calibration(plan.calibrate, plan.seed, where)
+    for task in plan.tasks:
+        task.make()
+        plan.scheme(task)
+        if plan.calibrate is None and plan.needs(task):
+            raise RecipeError(f"{where}: {task.tensor} is to be calibrated, but calibrate is null")
 
 
 def resolve_plan(recipe: Recipe, survey: Survey) -> Plan:

@@ -19,15 +19,17 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.quantization_config import CompressedTensorsConfig
 
-from pennyweight.core import CheckpointError
+from pennyweight.core import CheckpointError, NumericalError
 from pennyweight.export.compressed_tensors import Census, activation_args, weight_args
-from pennyweight.formats.compressed_tensors import layout
-from pennyweight.model.checkpoint import Checkpoint
+from pennyweight.formats.compressed_tensors import layout, parts
+from pennyweight.model.checkpoint import Checkpoint, read_json
 from pennyweight.model.compressed import CompressedCheckpoint
 from pennyweight.model.load import fill
+from pennyweight.model.resolve import resolve_model
 from pennyweight.model.skeleton import Skeleton
 from pennyweight.pipeline.workdir import digest
 
+PROOF = "proof.json"
 PROBE_TOKENS = 32
 MEMORY_SHARE = 0.5  # of the free memory that two float32 copies of the model may take
 
@@ -39,6 +41,32 @@ class Evidence:
     source: Checkpoint
     digests: dict[str, str]  # tensor -> digest of the weight that was computed
     census: Census
+
+
+def prove(
+    directory: str | Path, source: str | Path, *, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Prove a quantized directory again, on this machine, against its source model.
+
+    The weights are compared with the digests in its proof.json. Raises CheckpointError on the first
+    thing that is wrong.
+    """
+    directory = Path(directory)
+    record = read_json(directory / PROOF)
+    exported = CompressedCheckpoint.open(directory)
+    checkpoint = Checkpoint.open(resolve_model(source))
+    quantized = {
+        f"{name}.weight": [f"{name}.{part}" for part in parts(scheme, exported.shape(name))]
+        for name, scheme in exported.schemes.items()
+    }
+    census = Census(
+        quantized=quantized,
+        copied=[name for name in checkpoint.tensors if name not in quantized],
+        dropped_files=record["proof"]["census"]["dropped_files"],
+    )
+    digests = {name: fact["digest"] for name, fact in record["linears"].items()}
+    evidence = Evidence(source=checkpoint, digests=digests, census=census)
+    return prove_files(directory, evidence, trust_remote_code)
 
 
 def prove_files(out: Path, evidence: Evidence, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -129,6 +157,11 @@ def _logits(
     ids = torch.randint(vocab, (1, length), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected, found = ours(input_ids=ids).logits, theirs(input_ids=ids).logits
+    if not bool(expected.isfinite().all()):
+        raise NumericalError(
+            f"{evidence.source.path}: the model's logits are NaN or Inf with the weights that were "
+            "computed; are the weights of the source so large that its products overflow?"
+        )
     error = (expected - found).abs().max().item()
     # Both compute in float32 from the same weights; they differ in the order of sums alone.
     bound = 1e-3 * max(expected.abs().max().item(), 1.0)

@@ -5,17 +5,25 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
+import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pennyweight.core import RecipeError
+from pennyweight.core import RecipeError, UnknownNameError
+from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
 from pennyweight.quantize import QUANTIZERS
+
+COMPUTE = ("float32", "bfloat16")
+adapter = functools.cache(TypeAdapter)  # making one takes longer than a hundred uses of it
+LARGEST = 10**9  # of the numbers that count something: beyond it they overflow further down
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +77,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # TOML, UTF-8, integers of 5000 digits
         raise RecipeError(f"{path}: not valid TOML: {error}") from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
@@ -77,13 +85,16 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """The recipe a dictionary describes. Raises RecipeError on unknown keys and wrong types."""
-    data = json.loads(json.dumps(data, default=str))  # a copy in plain types, dates included
+    try:
+        data = json.loads(json.dumps(data, default=str))  # a copy in plain types, dates included
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{where}: not what a recipe can hold: {error}") from None
     for rule in data.get("rule", []) if isinstance(data.get("rule"), list) else []:
         if isinstance(rule, dict):
             _unfold_quantizer(rule, where)
-    _unknown_keys(Recipe, data, where)
+    unknown_keys(Recipe, data, where)
     try:
-        recipe = TypeAdapter(Recipe).validate_python(data)
+        recipe = adapter(Recipe).validate_python(data)
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(map(str, first["loc"]))
@@ -97,27 +108,58 @@ def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
 def _validate(recipe: Recipe, where: str) -> None:
     if not recipe.rule:
         raise RecipeError(f"{where}: rule: at least one rule is needed")
-    for name in ("samples", "tokens"):
-        if getattr(recipe.calibrate, name) < 1:
-            raise RecipeError(f"{where}: calibrate.{name}: expected at least 1")
-    if recipe.compute not in ("auto", "float32", "bfloat16"):
-        raise RecipeError(f"{where}: compute: expected auto, float32 or bfloat16")
+    check_calibration(recipe.calibrate, recipe.seed, where)
+    if recipe.compute not in ("auto", *COMPUTE):
+        raise RecipeError(
+            f"{where}: compute: expected auto, {' or '.join(COMPUTE)}, found {recipe.compute!r:.80}"
+        )
     for index, rule in enumerate(recipe.rule):
         make_quantizer(rule.quantizer, rule.options, f"{where}: rule.{index}")
+        if rule.scheme != UNTOUCHED:
+            with _at(f"{where}: rule.{index}.scheme"):
+                parse_scheme(rule.scheme)
+
+
+def check_calibration(calibrate: Calibrate, seed: int, where: str) -> None:
+    """Raises RecipeError for numbers that mean nothing, or overflow where they are used."""
+    for name in ("samples", "tokens"):
+        if not 1 <= (value := getattr(calibrate, name)) <= LARGEST:
+            raise RecipeError(
+                f"{where}: calibrate.{name}: expected 1 to {LARGEST}, found {value!s:.40}"
+            )
+    if not 0 <= seed < 2**63:
+        raise RecipeError(f"{where}: seed: expected 0 to 2^63 - 1, found {seed!s:.40}")
 
 
 def make_quantizer(name: str, options: Mapping[str, Any], where: str):
     """The quantizer with these options; they are checked against its fields."""
-    cls = QUANTIZERS[name]
-    _unknown_keys(cls, options, f"{where}: {name}")
+    with _at(where):
+        cls = QUANTIZERS[name]
+    unknown_keys(cls, options, f"{where}: {name}")
     try:
-        return TypeAdapter(cls).validate_python(dict(options))
+        made = adapter(cls).validate_python(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise RecipeError(
             f"{where}: {name}.{key}: {first['msg']}, found {first['input']!r:.80}"
         ) from None
+    for key in options:
+        value = getattr(made, key)
+        if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
+            raise RecipeError(
+                f"{where}: {name}.{key}: expected a number of 0 or more, found {value!s:.40}"
+            )
+    return made
+
+
+@contextmanager
+def _at(where: str) -> Iterator[None]:
+    """Say where the name is that nobody knows."""
+    try:
+        yield
+    except UnknownNameError as error:
+        raise UnknownNameError(f"{where}: {error}") from None
 
 
 def override(data: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -133,7 +175,7 @@ def override(data: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -141,7 +183,7 @@ def _assign(data: Any, keys: list[str], value: Any, assignment: str) -> None:
     for position, key in enumerate(keys):
         last = position == len(keys) - 1
         if isinstance(data, list):
-            if not key.isdigit() or int(key) >= len(data):
+            if not key.isdecimal() or int(key) >= len(data):
                 raise RecipeError(f"--set {assignment}: {key!r} is not one of {len(data)} entries")
             key = int(key)
         elif not isinstance(data, dict):
@@ -149,7 +191,8 @@ def _assign(data: Any, keys: list[str], value: Any, assignment: str) -> None:
         if last:
             data[key] = value
         else:
-            data = data[key] if isinstance(data, list) else data.setdefault(key, {})
+            fresh = [{}] if key == "rule" else {}  # rule.0 is there without a file, as by default
+            data = data[key] if isinstance(data, list) else data.setdefault(key, fresh)
 
 
 def _unfold_quantizer(rule: dict[str, Any], where: str) -> None:
@@ -158,11 +201,14 @@ def _unfold_quantizer(rule: dict[str, Any], where: str) -> None:
     if isinstance(quantizer, dict):
         if "name" not in quantizer:
             raise RecipeError(f"{where}: rule.quantizer: expected a name beside its options")
-        rule["options"] = {**quantizer, **rule.get("options", {})}
+        options = rule.get("options", {})
+        if not isinstance(options, dict):
+            raise RecipeError(f"{where}: rule.options: expected a table, found {options!r:.80}")
+        rule["options"] = {**quantizer, **options}
         rule["quantizer"] = rule["options"].pop("name")
 
 
-def _unknown_keys(cls: type, data: Mapping[str, Any], where: str) -> None:
+def unknown_keys(cls: type, data: Mapping[str, Any], where: str) -> None:
     """Names of a dataclass, then of the dataclasses in its fields; pydantic alone would ignore
     them."""
     known = {f.name: f for f in dataclasses.fields(cls)}
@@ -173,6 +219,7 @@ def _unknown_keys(cls: type, data: Mapping[str, Any], where: str) -> None:
             raise RecipeError(f"{where}: unknown key {key!r}; {hint}")
         nested = {"calibrate": Calibrate, "rule": Rule}.get(key) if cls is Recipe else None
         if nested:
-            for item in value if isinstance(value, list) else [value]:
+            for index, item in enumerate(value if isinstance(value, list) else [value]):
                 if isinstance(item, dict):
-                    _unknown_keys(nested, item, f"{where}: {key}")
+                    number = f".{index}" if isinstance(value, list) else ""
+                    unknown_keys(nested, item, f"{where}: {key}{number}")

@@ -124,7 +124,7 @@ def _bundles(tasks: list[tuple[Site, Task]]) -> list[list[tuple[Site, Task]]]:
     """Linears of one group with the same scheme and quantizer: their rows are solved together."""
     bundles: dict[str, list[tuple[Site, Task]]] = {}
     for site, task in tasks:
-        same = repr(replace(task, tensor="", options=sorted(task.options.items())))
+        same = repr((task.scheme, task.quantizer, sorted(task.options.items())))
         bundles.setdefault(same, []).append((site, task))
     return list(bundles.values())
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from pennyweight.model.capture import capture_shapes
-from pennyweight.model.skeleton import Skeleton
+from pennyweight.model.skeleton import Skeleton, config_faults
 from pennyweight.model.topology import Topology, find_topology
 
 ROUTER_WIDTH = 8  # a linear this narrow or narrower decides or gates; it is not worth a scale
@@ -57,9 +57,10 @@ class Survey:
 
 def survey(skeleton: Skeleton) -> Survey:
     """Run the model on shapes alone and list what can be quantized."""
-    sample = capture_shapes(skeleton)
     blocks = skeleton.blocks
-    topologies = tuple(find_topology(block, sample, i) for i, block in enumerate(blocks))
+    with config_faults(skeleton.checkpoint):
+        sample = capture_shapes(skeleton)
+        topologies = tuple(find_topology(block, sample, i) for i, block in enumerate(blocks))
     sites, kept = [], {}
     for index, topology in enumerate(topologies):
         sources = skeleton.block_sources(index)

@@ -15,7 +15,7 @@ from torch import Tensor
 from pennyweight.core import CheckpointError, QTensor
 from pennyweight.formats.storage import pack, unpack
 from pennyweight.model.checkpoint import read_header
-from pennyweight.model.writer import Entry, disk_error, write_safetensors, write_text
+from pennyweight.model.writer import Entry, disk_errors, write_safetensors, write_text
 from pennyweight.pipeline.plan import Plan, Task, load_plan
 
 PLAN = "plan.json"
@@ -58,10 +58,9 @@ class WorkDir:
         if (path / PLAN).is_file():
             _same_plan(load_plan(path / PLAN), plan, path)
         else:
-            try:
+            with disk_errors(path):
                 path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise disk_error(path, error) from None
+                _refuse_others(path)
             write_text(path / PLAN, plan.dump())
         return cls(path, plan)
 
@@ -89,9 +88,14 @@ class WorkDir:
     def facts(self, index: int) -> dict[str, dict[str, Any]]:
         """Tensor name -> shape, loss, notes, digest of block `index`, without its weights."""
         file = self.block_file(index)
-        read_header(file)
+        try:
+            read_header(file)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}. Delete that file, and its block is done again"
+            ) from None
         with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata()
+            metadata = opened.metadata() or {}
         if metadata.get("plan") != self.plan.digest:
             raise CheckpointError(f"{file}: from another plan; delete {self.path} to start again")
         return json.loads(metadata["linears"])
@@ -117,11 +121,22 @@ class WorkDir:
         shutil.rmtree(self.path)
 
 
+def _refuse_others(path: Path) -> None:
+    """The directory will be removed in the end, so nothing of anybody else may be in it."""
+    foreign = sorted(file.name for file in path.iterdir() if not file.name.endswith(".partial"))
+    if foreign:
+        raise CheckpointError(
+            f"{path}: is needed as the work directory, but holds {foreign[0]!r} and no {PLAN}; "
+            "move it away, or choose another output directory"
+        )
+
+
 def _same_plan(old: Plan, new: Plan, path: Path) -> None:
     before, after = (json.loads(plan.dump()) for plan in (old, new))
     differing = [key for key in after if before.get(key) != after[key]]
     if not differing:
         return
+    differing.sort(key=lambda key: key == "calibration_digest")  # it follows from the others
     key = differing[0]
     found, wanted = _difference(key, before[key], after[key])
     others = f" (and {', '.join(differing[1:])})" if differing[1:] else ""

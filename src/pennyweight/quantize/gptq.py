@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pennyweight.core import Format, QTensor, Quantized, Stats, plain
+from pennyweight.core import Format, NumericalError, QTensor, Quantized, Stats, plain
 from pennyweight.formats.clipping import fractions, search_range
 from pennyweight.formats.rounding import fit
 from pennyweight.quantize.base import quantizer
@@ -34,18 +34,21 @@ class GPTQ:
     damp: float = (
         0.01  # fraction of the mean Hessian diagonal added to it; raised tenfold if it fails
     )
-    act_order: bool = False  # visit columns by decreasing Hessian diagonal; groups keep their place
+    act_order: bool = True  # visit columns by decreasing Hessian diagonal; groups keep their place
     range: Literal["minmax", "mse"] = "mse"  # mse: clip each group where its weighted error falls
     steps: int = 20  # fractions of the full range that `range = "mse"` tries, from 0.5 up
     needs: ClassVar[frozenset[str]] = frozenset({"gram"})
     source: ClassVar[str] = "Frantar et al. 2022, arXiv:2210.17323"
 
     def __call__(self, weight: Float[Tensor, "out in"], format: Format, stats: Stats) -> Quantized:
-        """Raises NumericalError if no damping up to 1 makes the Hessian positive definite."""
+        """Raises NumericalError on NaN or Inf, or if no damping up to 1 makes the Hessian positive
+        definite."""
+        if not bool(weight.isfinite().all()):
+            raise NumericalError("weight holds NaN or Inf, which no code can stand for")
         groups = format.groups(*weight.shape)
         factor = stats.derive(
             ("inverse factor", self.damp, self.act_order),
-            lambda: inverse_factor(stats.hessian, self.damp, self.act_order),
+            lambda: inverse_factor(stats, self.damp, self.act_order),
         )
         # A scale that belongs to more than its own group cannot wait until the columns arrive.
         in_order = format.group_rows == 1 and not isinstance(format.scale, Format)

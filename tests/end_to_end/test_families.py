@@ -1,0 +1,168 @@
+"""Every decoder family: the stream computes what transformers computes, and a quantized file
+proves."""
+
+import re
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pennyweight.model.capture import capture
+from pennyweight.model.checkpoint import Checkpoint
+from pennyweight.model.compressed import CompressedCheckpoint
+from pennyweight.model.load import load_model
+from pennyweight.model.skeleton import Skeleton
+from pennyweight.model.stream import Block
+from pennyweight.model.workers import start_workers
+from pennyweight.pipeline.quantize import quantize
+from pennyweight.pipeline.survey import survey
+from tests.end_to_end.models import (
+    FAMILIES,
+    MIXTURES,
+    VOCAB,
+    build,
+    make_recipe,
+    save,
+    save_tokens,
+)
+
+# transformers runs experts as one grouped product, we run them one by one: other orders of sums.
+NOISE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Family -> its directory, made when it is first asked for."""
+    made = {}
+
+    def of(family: str):
+        if family not in made:
+            made[family] = save(build(family), tmp_path_factory.mktemp(family))
+        return made[family]
+
+    return of
+
+
+def transformers_model(path):
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+
+def same(family: str, found: torch.Tensor, expected: torch.Tensor) -> bool:
+    if family in MIXTURES:
+        return torch.allclose(found, expected, rtol=NOISE, atol=NOISE)
+    return torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_stream_gives_the_hidden_states_of_transformers(family, checkpoints):
+    path = checkpoints(family)
+    skeleton = Skeleton.build(Checkpoint.open(path))
+    topologies = survey(skeleton).topologies
+    ids = torch.randint(3, VOCAB, (3, 20), generator=torch.Generator().manual_seed(1))
+    model, outputs = transformers_model(path), []
+    for block in model.get_submodule(skeleton.blocks_path):
+        block.register_forward_hook(
+            lambda module, args, out: outputs.append(out[0] if isinstance(out, tuple) else out)
+        )
+    samples = capture(skeleton, ids, torch.float32)
+    with start_workers(2) as workers, torch.no_grad():
+        for row in ids:
+            model(row[None], use_cache=False)  # one by one, as the stream does
+        for index, topology in enumerate(topologies):
+            block = Block(skeleton, index, topology, torch.float32)
+            with block.loaded():
+                block.advance(samples, workers)
+            expected = outputs[index :: len(topologies)]
+            for sample, hidden in zip(samples, expected, strict=True):
+                assert same(family, sample.hidden, hidden), f"block {index}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_loaded_model_gives_the_logits_of_transformers(family, checkpoints):
+    path = checkpoints(family)
+    ids = torch.randint(3, VOCAB, (1, 20), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = transformers_model(path)(ids).logits
+        assert same(family, load_model(path)(ids).logits, expected)
+
+
+FUSED = {
+    "phi": [{"q_proj", "k_proj", "v_proj"}],  # and fc1, which reads the same norm, is elsewhere
+    "phi3": [],  # stored as one already
+    "opt": [{"q_proj", "k_proj", "v_proj"}],
+    "gpt2": [],
+}
+LLAMA_LIKE = [{"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_linears_that_share_an_input_are_found(family, checkpoints):
+    seen = survey(Skeleton.build(Checkpoint.open(checkpoints(family))))
+    fused = [{site.name.rpartition(".")[2] for site in sites} for sites in seen.fused()]
+    expected = FUSED.get(family, LLAMA_LIKE)
+    if family == "mixtral":
+        expected = [LLAMA_LIKE[0], {"w1", "w3"}]
+    assert all(names in expected for names in fused) and all(names in fused for names in expected)
+    assert len(fused) == 2 * _fused_in_a_block(family, expected)
+
+
+def _fused_in_a_block(family: str, expected) -> int:
+    experts = {"mixtral": 3, "qwen2_moe": 4, "qwen3_moe": 3}  # beyond the first pair
+    return len(expected) + experts.get(family, 0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_no_matrix_of_a_block_stays(family, checkpoints):
+    seen = survey(Skeleton.build(Checkpoint.open(checkpoints(family))))
+    names = {site.tensor for site in seen.sites}
+    assert names.isdisjoint(seen.kept)
+    assert names | set(seen.kept) == set(seen.skeleton.checkpoint.tensors)
+    wrong = re.compile(
+        r"embed|wte|wpe|lm_head|norm|ln_|bias|shared_expert_gate|mlp\.gate\.|\.gate\."
+    )
+    assert not [name for name in names if wrong.search(name)]
+    matrices = re.compile(r"(proj|fc\d|dense|w\d|c_attn|c_fc|attn\.\w+)\.weight$")
+    assert not [n for n in seen.kept if matrices.search(n) and not wrong.search(n)]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "quantizer"), [("W4A16_g32", "gptq"), ("W8A8", "rtn"), ("W4A16_g32_asym", "rtn")]
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_quantized_file_proves(family, scheme, quantizer, checkpoints, tmp_path):
+    source = checkpoints(family)
+    recipe = make_recipe(
+        source, save_tokens(tmp_path), {"scheme": scheme, "quantizer": quantizer},
+        min_expert_tokens=0,
+    )  # fmt: skip
+    result = quantize(recipe, tmp_path / "out", threads=2)
+    logits = result.proof["logits"]
+    if family == "gpt2":
+        assert "Conv1D" in logits["skipped"]
+    else:
+        assert logits["largest_difference"] <= logits["allowed"]
+    exported, before = CompressedCheckpoint.open(tmp_path / "out"), Checkpoint.open(source)
+    assert set(exported.tensors) == set(before.tensors)  # the names are those of the checkpoint
+    assert {f"{name}.weight" for name in exported.schemes} == {
+        site.tensor for site in survey(Skeleton.build(before)).sites
+    }
+    for name in before.tensors:
+        if name.endswith("bias"):
+            assert torch.equal(exported.read(name), before.read(name))
+    ids = torch.randint(3, VOCAB, (1, 20), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        error = load_model(result.path)(ids).logits - load_model(source)(ids).logits
+        scale = load_model(source)(ids).logits.std()
+    assert error.std() < (0.5 if scheme.startswith("W4") else 0.1) * scale
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_an_expert_that_saw_too_little_is_rounded_and_named(family, checkpoints, tmp_path):
+    recipe = make_recipe(
+        checkpoints(family), save_tokens(tmp_path), {"scheme": "W4A16_g32"},
+        min_expert_tokens=1000,
+    )  # fmt: skip
+    result = quantize(recipe, tmp_path / "out", threads=2)
+    card = (result.path / "README.md").read_text()
+    assert card.count("the expert saw") == 2 * 4 * 3  # blocks, experts, matrices
+    assert "self_attn" not in card
