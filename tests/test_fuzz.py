@@ -265,8 +265,8 @@ options = { damp = 0.05, act_order = true, range = "mse" }
 """
 FRAGMENTS = (
     "[[", "]]", "=", '"', "'", "{", "}", "\n", "#", ".", "\x00", "inf", "nan", "-1", "1e999", "[]",
-    "1979-05-27", "rule = 3\n", "[rule]\n", "true", "0x", "9" * 5000, "[" * 3000, "\\u0000", "\ufeff",
-    "[calibrate]\n", "damp = nan\n", "_g", "W", "é",
+    "1979-05-27", "rule = 3\n", "[rule]\n", "true", "0x", "9" * 5000, "[" * 3000, "\\u0000",
+    "\ufeff", "[calibrate]\n", "damp = nan\n", "_g", "W", "é",
 )  # fmt: skip
 
 
@@ -315,8 +315,10 @@ def test_recipe_dictionaries(tmp_path):
 
 
 def test_overrides():
-    paths = ("seed", "rule", "rule.0", "rule.0.options.damp", "rule.9", "rule.²", "rule.-1", "",
-             "calibrate.data", "calibrate", "calibrate.data.0", ".", "a.b.c", "model.x")  # fmt: skip
+    paths = (
+        "seed", "rule", "rule.0", "rule.0.options.damp", "rule.9", "rule.²", "rule.-1", "", ".",
+        "calibrate.data", "calibrate", "calibrate.data.0", "a.b.c", "model.x",
+    )  # fmt: skip
 
     def attempt(rng: random.Random) -> None:
         given = [

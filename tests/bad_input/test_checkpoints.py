@@ -1,6 +1,7 @@
 """Model directories that are broken, incomplete or not what they say."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,19 @@ from tests.bad_input.helpers import (
     shards,
 )
 
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+open({ran!r}, "w").close()
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
@@ -113,9 +127,15 @@ def test_no_weights_and_no_config(model, tmp_path):
     refused(recipe(model), tmp_path / "out", CheckpointError, "config.json", "missing")
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize(
-    "name", [DOWN, "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
+    ("name", "value"),
+    [
+        (DOWN, torch.nan),
+        (DOWN, -torch.inf),
+        ("model.embed_tokens.weight", torch.inf),
+        ("model.norm.weight", torch.nan),
+        ("lm_head.weight", torch.nan),
+    ],
 )
 def test_weights_that_are_not_finite(model, tmp_path, token_file, name, value):
     change_tensors(model, lambda tensors: tensors[name].view(-1)[7:9].fill_(value))
@@ -162,19 +182,25 @@ def test_quantized_sources_are_recognised(model, tmp_path):
     refused(recipe(model), tmp_path / "out", UnsupportedError, "already quantized (gptq)", "16-bit")
 
 
-def test_integer_weights(model, tmp_path):
-    change_tensors(model, lambda tensors: tensors.update({DOWN: tensors[DOWN].to(torch.int8)}))
-    refused(recipe(model), tmp_path / "out", UnsupportedError, DOWN, "int8", "expected float16")
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.float64])
+def test_weights_of_other_dtypes(model, tmp_path, dtype):
+    change_tensors(model, lambda tensors: tensors.update({DOWN: tensors[DOWN].to(dtype)}))
+    name = str(dtype).removeprefix("torch.")
+    refused(recipe(model), tmp_path / "out", UnsupportedError, DOWN, name, "expected float16")
 
 
 def test_remote_code_runs_only_when_asked_for(model, tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
     ran = tmp_path / "ran"
-    code = f"open({str(ran)!r}, 'w').close()\nfrom transformers import LlamaConfig as Own\n"
-    (model / "own.py").write_text(code)
-    change_config(model, auto_map={"AutoConfig": "own.Own"})
+    (model / "own.py").write_text(OWN_CODE.format(ran=str(ran)))
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    change_config(model, model_type="own", auto_map=own)
     refused(recipe(model), tmp_path / "out", UnsupportedError, "auto_map", "--trust-remote-code")
     assert not ran.exists()
+    trusting = replace(recipe(model), trust_remote_code=True)
+    assert quantize(trusting, tmp_path / "out").proof["logits"]["by"] == "transformers"
+    assert ran.exists()
+    assert (tmp_path / "out" / "own.py").read_bytes() == (model / "own.py").read_bytes()
 
 
 def test_a_model_that_is_not_there(tmp_path):

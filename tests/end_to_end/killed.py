@@ -45,16 +45,22 @@ def _quantize(recipe, output: Path, moment: str, count: int) -> None:
         if moment == "after":
             die_when_it_is_time()
 
+    def dying(entries, metadata):
+        for entry in entries:
+            object.__setattr__(entry, "make", _after(die_when_it_is_time, entry.make))
+        return header(entries, metadata)
+
     if moment == "within":
         header = writer._header
-
-        def header_with_dying_entries(entries, metadata):
-            for entry in entries:
-                make = entry.make
-                object.__setattr__(entry, "make", lambda make=make: (die_when_it_is_time(), make())[1])
-            return header(entries, metadata)
-
-        writer._header = header_with_dying_entries
+        writer._header = dying
     else:
         os.replace = replace_and_die
     verb.quantize(recipe, output, threads=2)
+
+
+def _after(first, second):
+    def both():
+        first()
+        return second()
+
+    return both

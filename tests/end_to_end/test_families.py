@@ -139,6 +139,8 @@ def test_a_quantized_file_proves(family, scheme, quantizer, checkpoints, tmp_pat
     logits = result.proof["logits"]
     if family == "gpt2":
         assert "Conv1D" in logits["skipped"]
+    elif family in MIXTURES and scheme != "W4A16_g32":
+        assert "fuses experts" in logits["skipped"]
     else:
         assert logits["largest_difference"] <= logits["allowed"]
     exported, before = CompressedCheckpoint.open(tmp_path / "out"), Checkpoint.open(source)

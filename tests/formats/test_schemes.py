@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pennyweight.core import UnknownNameError
+from pennyweight.export.compressed_tensors import activation_args, weight_args
 from pennyweight.formats.schemes import COMMON, UNTOUCHED, parse_scheme
-from pennyweight.model.compressed import _scheme_name
+from pennyweight.model.compressed import GROUPS, _scheme_name
 
 names = st.builds(
     lambda bits, group, asym: f"W{bits}A16{f'_g{group}' if group else ''}{'_asym' if asym else ''}",
@@ -24,17 +25,17 @@ def test_a_name_says_the_format_and_comes_back_from_it(name, dtype):
     assert name == f"W{format.grid.bits}A16{group}{'' if format.symmetric else '_asym'}"
 
 
-@pytest.mark.parametrize("name", [name for name in COMMON if name != UNTOUCHED])
-def test_the_config_of_a_checkpoint_gives_the_name_back(name, tmp_path):
-    from pennyweight.export.compressed_tensors import activation_args, weight_args
-
-    scheme = parse_scheme(name)
-    inputs = activation_args(scheme.activation)
-    group = {
-        "weights": weight_args(scheme.weight).model_dump(mode="json"),
-        "input_activations": inputs and inputs.model_dump(mode="json"),
-    }
-    assert _scheme_name(group, tmp_path) == name
+def test_the_config_of_a_checkpoint_gives_every_name_back(tmp_path):
+    for name in set(COMMON) - {UNTOUCHED}:
+        scheme = parse_scheme(name)
+        inputs = activation_args(scheme.activation)
+        group = {
+            "targets": ["Linear"],
+            "weights": weight_args(scheme.weight).model_dump(mode="json"),
+            "input_activations": inputs and inputs.model_dump(mode="json"),
+        }
+        parsed = GROUPS.validate_python({"group_0": group})["group_0"]
+        assert _scheme_name(parsed, tmp_path) == name
 
 
 @pytest.mark.parametrize(

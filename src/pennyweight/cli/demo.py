@@ -20,7 +20,7 @@ def demo_command(
     from pennyweight.cli.eval import show
     from pennyweight.cli.progress import Bar
     from pennyweight.cli.quantize import show_result
-    from pennyweight.pipeline.demo import PROMPT, run_demo
+    from pennyweight.pipeline.demo import run_demo
 
     console, errors = Console(highlight=False), Console(stderr=True)
     with Bar(errors) as bar:
@@ -29,6 +29,6 @@ def demo_command(
     show(demo.evaluation, console)
     for title, text in (("the original writes", demo.before), ("quantized, it writes", demo.after)):
         console.rule(title)
-        console.print(PROMPT + text, markup=False)
+        console.print(text, markup=False)
     console.rule("proof")
     show_result(demo.result, console)

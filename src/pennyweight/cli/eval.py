@@ -47,7 +47,9 @@ def eval_command(
         int | None, typer.Option(help="Take only so many tokens of each document.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all if not given.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; all if not given.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and not a table.")] = False,
 ) -> None:
     """Measure perplexity and bits per byte, and with --against the distance from a reference.

@@ -25,11 +25,13 @@ class Bar(Quiet):
         )
 
     def __enter__(self) -> "Bar":
-        self.bar.start()
+        if self.console.is_interactive:  # elsewhere even an empty bar leaves an empty line
+            self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        if self.console.is_interactive:
+            self.bar.stop()
 
     def begin(self, *, blocks: int, done: int, linears: int) -> None:
         if done:

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import compressed_tensors
+from compressed_tensors.config import CompressionFormat
 from compressed_tensors.quantization import (
     QuantizationArgs,
     QuantizationConfig,
     QuantizationScheme,
     QuantizationStatus,
+    QuantizationStrategy,
+    QuantizationType,
 )
 from torch import Tensor
 
@@ -90,7 +93,7 @@ def quantization_config(linears: Sequence[Linear], ignore: list[str]) -> dict[st
             targets=["Linear"] if uniform else [member.name for member in members],
             weights=weight_args(scheme.weight),
             input_activations=activation_args(scheme.activation),
-            format=layout(scheme),
+            format=CompressionFormat(layout(scheme)),
         )
     config = QuantizationConfig(
         config_groups=groups,
@@ -106,9 +109,9 @@ def weight_args(format: Format) -> QuantizationArgs:
     grouped = format.group_size is not None
     return QuantizationArgs(
         num_bits=format.grid.bits,
-        type="int",
+        type=QuantizationType.INT,
         symmetric=format.symmetric,
-        strategy="group" if grouped else "channel",
+        strategy=QuantizationStrategy.GROUP if grouped else QuantizationStrategy.CHANNEL,
         group_size=format.group_size,
         dynamic=False,
     )
@@ -119,9 +122,9 @@ def activation_args(activation: ActivationFormat | None) -> QuantizationArgs | N
         return None
     return QuantizationArgs(
         num_bits=activation.format.grid.bits,
-        type="int",
+        type=QuantizationType.INT,
         symmetric=True,
-        strategy="token" if activation.dynamic else "tensor",
+        strategy=QuantizationStrategy.TOKEN if activation.dynamic else QuantizationStrategy.TENSOR,
         dynamic=activation.dynamic,
     )
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pennyweight.core import Format, blocked
+from pennyweight.core import Format, QTensor, blocked
 from pennyweight.formats.rounding import fit, snap
 
 
@@ -23,22 +23,20 @@ def search_range(
     scale or zero point is itself quantized keep the full range: their scales cannot move alone.
     """
     full_scale, full_zero = fit(weight, format)
-    if isinstance(format.scale, Format) or isinstance(format.zero_point, Format):
+    if isinstance(full_scale, QTensor) or isinstance(full_zero, QTensor):
         return full_scale, full_zero
     blocks = blocked(weight, format.groups(*weight.shape))
     ones = torch.ones(weight.shape[1]) if importance is None else importance
     columns = ones.view(1, 1, *blocks.shape[2:])
     scratch = torch.empty_like(blocks)
-    best_scale, best_zero = full_scale, full_zero
+    best_scale = full_scale
     best = _loss(blocks, full_scale, full_zero, format, columns, scratch)
     for fraction in fractions:
-        scale, zero = snap(fraction * full_scale, full_zero, format)
-        loss = _loss(blocks, scale, zero, format, columns, scratch)
+        scale, _ = snap(fraction * full_scale, None, format)
+        loss = _loss(blocks, scale, full_zero, format, columns, scratch)
         better = loss < best
         best, best_scale = loss.where(better, best), scale.where(better, best_scale)
-        if zero is not None:
-            best_zero = zero.where(better, best_zero)
-    return best_scale, best_zero
+    return best_scale, full_zero
 
 
 def _loss(blocks, scale, zero_point, format: Format, columns, scratch) -> Tensor:

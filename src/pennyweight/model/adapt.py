@@ -76,7 +76,7 @@ class UnfusedExperts(nn.Module):
     def __init__(self, original: nn.Module, attributes: dict[str, dict[str, list[Source]]]) -> None:
         super().__init__()
         self.original_gate = getattr(original, "_apply_gate", None)
-        self.act_fn = original.act_fn
+        self.act_fn = original.get_submodule("act_fn")
         columns = [*attributes["gate_up_proj"].values(), *attributes["down_proj"].values()]
         if len(columns) != 3 or len({len(column) for column in columns}) != 1:
             raise UnsupportedError("experts are not stored as gate, up and down of each expert")
@@ -85,8 +85,8 @@ class UnfusedExperts(nn.Module):
         ordered = [
             sorted(column, key=lambda source: expert_number(source.key)) for column in columns
         ]
-        for parts in zip(*ordered, strict=True):
-            self.names.append(tuple(self._add(source) for source in parts))
+        for gate, up, down in zip(*ordered, strict=True):
+            self.names.append((self._add(gate), self._add(up), self._add(down)))
 
     def _add(self, source: Source) -> str:
         number, role = re.findall(r"\.(\d+)\.([^.]+)\.weight$", source.key)[0]

@@ -30,8 +30,8 @@ class QuantizedLinear(nn.Linear):
             self.bias = nn.Parameter(bias, requires_grad=False)
         self.activation, self.input_scale = activation, input_scale
 
-    def forward(self, x: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
-        return super().forward(round_activation(x, self.activation, self.input_scale))
+    def forward(self, input: Float[Tensor, "... in"]) -> Float[Tensor, "... out"]:
+        return super().forward(round_activation(input, self.activation, self.input_scale))
 
 
 def round_activation(

@@ -50,6 +50,13 @@ def fill(skeleton: Skeleton, dtype: torch.dtype) -> PreTrainedModel:
     return skeleton.model
 
 
+def vocabulary(model: PreTrainedModel) -> int:
+    """Rows of the input embedding: the token ids that the model knows."""
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding.weight, torch.Tensor)
+    return embedding.weight.shape[0]
+
+
 def _round_activations(skeleton: Skeleton, checkpoint: CompressedCheckpoint) -> None:
     linears = {name: m for name, m in skeleton.model.named_modules() if isinstance(m, nn.Linear)}
     for name, linear in linears.items():

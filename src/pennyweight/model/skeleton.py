@@ -30,6 +30,7 @@ CONFIG_FAULTS = (
     ArithmeticError, AssertionError, AttributeError, FileNotFoundError, ImportError, LookupError,
     RuntimeError, StrictDataclassError, TypeError, ValueError,
 )  # fmt: skip
+WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # all that float32 holds exactly
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 
 
@@ -207,16 +208,16 @@ def _require_all(
     ]
     if missing:
         raise CheckpointError(
-            f"{checkpoint.path}: no tensor for {missing[0]} and {len(missing) - 1} other parameters "
-            f"of {type(model).__name__}; is config.json of another model?"
+            f"{checkpoint.path}: no tensor for {missing[0]} and {len(missing) - 1} other "
+            f"parameters of {type(model).__name__}; is config.json of another model?"
         )
     for name, parameter in model.named_parameters(remove_duplicate=False):
         sources[name].check(tuple(parameter.shape), name)
         info = checkpoint.tensors[sources[name].key]
-        if not info.dtype.is_floating_point:
+        if info.dtype not in WEIGHT_DTYPES:
             raise UnsupportedError(
                 f"{info.file}: {info.name}: dtype {str(info.dtype).removeprefix('torch.')}; "
-                "expected float16, bfloat16 or float32. Was the model quantized by another tool?"
+                "expected float16, bfloat16 or float32; convert it, or start from the original"
             )
 
 

@@ -11,6 +11,7 @@ import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +59,7 @@ class Topology:
 
 def find_topology(block: nn.Module, sample: Sample, index: int) -> Topology:
     """Topology of block `index`; `sample` supplies the arguments it is called with."""
-    shapes_only = copy.deepcopy(block).to(
-        "meta"
-    )  # a copy, because .to would empty real buffers too
+    shapes_only = copy.deepcopy(block).to("meta")  # a copy: .to would empty real buffers too
     with torch.no_grad(), _recording(shapes_only) as seen:
         meta = Sample(to_meta(sample.hidden), to_meta(sample.calls))
         meta.run(index, shapes_only)
@@ -119,7 +118,7 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata  # data_ptr is 0 on the meta device
 
 
-def to_meta(value):
+def to_meta(value: Any) -> Any:
     """The same nest of tuples, lists and dicts with every tensor on the meta device."""
     if isinstance(value, Tensor):
         return value.to("meta")

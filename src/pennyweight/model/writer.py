@@ -58,7 +58,7 @@ def write_safetensors(path: Path, entries: Iterable[Entry], metadata: Mapping[st
                 assert tensor.dtype == entry.dtype and tuple(tensor.shape) == entry.shape, (
                     entry.name
                 )
-                file.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+                file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
             file.flush()
             os.fsync(file.fileno())
         replace_file(temporary, path)

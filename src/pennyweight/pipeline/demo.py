@@ -49,14 +49,16 @@ def run_demo(output: Path, scheme: str, progress: Progress) -> Demo:
 
 
 def write(model: str | Path, prompt: str) -> str:
-    """The greedy continuation of a prompt."""
+    """A prompt and its greedy continuation."""
     loaded, tokenizer = load_model(model), load_tokenizer(model)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     with torch.inference_mode():
-        out = loaded.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=SAMPLE_TOKENS, do_sample=False
-        )
-    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+        for _ in range(SAMPLE_TOKENS):  # no cache: a short text of a small model
+            best = loaded(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)
+            if best.item() == tokenizer.eos_token_id:
+                break
+            ids = torch.cat((ids, best), 1)
+    return str(tokenizer.decode(ids[0], skip_special_tokens=True))
 
 
 def _clear(output: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pennyweight.core.errors import DataError
 from pennyweight.evaluate import DEFAULT_CONTEXT, Evaluation, Settings, evaluate_tokens
-from pennyweight.model.load import load_model, load_tokenizer
+from pennyweight.model.load import load_model, load_tokenizer, vocabulary
 from pennyweight.model.text import Document, TokenDocument, documents
 from pennyweight.model.tokens import Tokenizer, Tokens, check_same_tokenizer, describe_bos, tokenize
 
@@ -41,7 +41,7 @@ def evaluate(
     loaded = load_model(model)
     reference = None if against is None else load_model(against)
     settings = _fitting([loaded, reference], settings)
-    _check_vocabulary(next(loaded.get_input_embeddings().parameters()).shape[0], tokens)
+    _check_vocabulary(vocabulary(loaded), tokens)
     evaluation = evaluate_tokens(loaded, tokens, reference=reference, settings=settings)
     return replace(
         evaluation,

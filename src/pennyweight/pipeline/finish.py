@@ -65,7 +65,7 @@ def finish(job: Job, work: WorkDir, output: Path, progress: Progress) -> dict[st
         if staged.exists():
             shutil.rmtree(staged)
         staged.mkdir()
-    facts = {
+    facts: dict[str, dict[str, Any]] = {
         tensor: fact | {"block": index}
         for index in range(len(job.survey.topologies))
         for tensor, fact in work.facts(index).items()

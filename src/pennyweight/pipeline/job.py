@@ -8,7 +8,7 @@ from pathlib import Path
 from pennyweight.core import CheckpointError, DataError, RecipeError
 from pennyweight.model.capture import max_tokens
 from pennyweight.model.checkpoint import Checkpoint
-from pennyweight.model.load import load_tokenizer
+from pennyweight.model.load import load_tokenizer, vocabulary
 from pennyweight.model.resolve import resolve_model
 from pennyweight.model.skeleton import Skeleton
 from pennyweight.model.text import Calibration, calibration_samples
@@ -72,7 +72,7 @@ def _with_text(path: Path, seen: Survey, plan: Plan) -> Job:
         data.data, tokenizer, samples=data.samples, tokens=min(data.tokens, limit or data.tokens),
         seed=plan.seed, split_at=data.split_at,
     )  # fmt: skip
-    rows = seen.skeleton.model.get_input_embeddings().weight.shape[0]
+    rows = vocabulary(seen.skeleton.model)
     if int(calibration.ids.max()) >= rows:
         raise DataError(
             f"{', '.join(data.data)}: token id {int(calibration.ids.max())} is outside the model's "

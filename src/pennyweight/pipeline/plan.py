@@ -30,7 +30,7 @@ from pennyweight.pipeline.recipe import (
 from pennyweight.pipeline.survey import Site, Survey
 from pennyweight.quantize.base import Quantizer
 
-DTYPES = ("float16", "bfloat16", "float32", "float64")
+DTYPES = ("float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import transformers
 from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.config import CompressionFormat
 from compressed_tensors.quantization import QuantizationScheme
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -22,9 +23,10 @@ from transformers.utils.quantization_config import CompressedTensorsConfig
 from pennyweight.core import CheckpointError, NumericalError
 from pennyweight.export.compressed_tensors import Census, activation_args, weight_args
 from pennyweight.formats.compressed_tensors import layout, parts
+from pennyweight.model.adapt import UnfusedExperts
 from pennyweight.model.checkpoint import Checkpoint, read_json
 from pennyweight.model.compressed import CompressedCheckpoint
-from pennyweight.model.load import fill
+from pennyweight.model.load import fill, vocabulary
 from pennyweight.model.resolve import resolve_model
 from pennyweight.model.skeleton import Skeleton
 from pennyweight.pipeline.workdir import digest
@@ -128,17 +130,20 @@ def _decompress(exported: CompressedCheckpoint, name: str) -> Tensor:
     scheme = exported.schemes[name]
     library_scheme = QuantizationScheme(
         targets=["Linear"], weights=weight_args(scheme.weight),
-        input_activations=activation_args(scheme.activation), format=layout(scheme),
+        input_activations=activation_args(scheme.activation),
+        format=CompressionFormat(layout(scheme)),
     )  # fmt: skip
     files = Checkpoint(exported.path, exported.config, exported.stored)
     prefix = f"{name}."
-    stored = {
+    stored: dict[str, Tensor | None] = {
         key.removeprefix(prefix): files.read(key)
         for key in exported.stored
         if key.startswith(prefix) and not key.endswith((".bias", ".input_scale"))
     }
     compressor = BaseCompressor.get_value_from_registry(layout(scheme))
-    return compressor.decompress(stored, library_scheme)["weight"]
+    weight = compressor.decompress(stored, library_scheme)["weight"]
+    assert weight is not None
+    return weight
 
 
 def _logits(
@@ -152,7 +157,7 @@ def _logits(
     ours = fill(skeleton, torch.float32)
     _put_weights(skeleton, exported)
     theirs = _reload(out, exported, remote)
-    vocab = ours.get_input_embeddings().weight.shape[0]
+    vocab = vocabulary(ours)
     length = min(PROBE_TOKENS, getattr(ours.config, "max_position_embeddings", PROBE_TOKENS))
     ids = torch.randint(vocab, (1, length), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -179,8 +184,8 @@ def _put_weights(skeleton: Skeleton, exported: CompressedCheckpoint) -> None:
         if isinstance(module, nn.Linear):
             key = skeleton.sources[f"{name}.weight"].key.removesuffix(".weight")
             if key in exported.schemes:
-                q = exported.qtensor(key)
-                weight = q.dequantize().to(q.format.scale).float()
+                dtype = exported.tensors[f"{key}.weight"].dtype  # that of the scales
+                weight = exported.qtensor(key).dequantize().to(dtype).float()
                 module.weight = nn.Parameter(weight, requires_grad=False)
 
 
@@ -219,10 +224,23 @@ def _cannot_reload(skeleton: Skeleton, exported: CompressedCheckpoint) -> str | 
     schemes = exported.schemes.values()
     if len({s.name for s in schemes}) > 1 and not all(s.weight.symmetric for s in schemes):
         return "transformers cannot read packed zero points beside a second scheme"
+    if _experts_are_quantized(skeleton, exported) and (
+        len({s.name for s in schemes}) > 1
+        or any(s.activation or not s.weight.symmetric for s in schemes)
+    ):
+        return "transformers fuses experts, and can do so from one symmetric packed scheme only"
     size = 4 * sum(prod(info.shape) for info in skeleton.checkpoint.tensors.values())
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if 2 * size > MEMORY_SHARE * free:
-        return (
-            f"two float32 copies take {2 * size / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
-        )
+        # Without saying how much is free: the same command writes the same bytes.
+        return f"two float32 copies, {2 * size / 2**30:.1f} GiB, would take most of the free memory"
     return None
+
+
+def _experts_are_quantized(skeleton: Skeleton, exported: CompressedCheckpoint) -> bool:
+    return any(
+        skeleton.sources[f"{name}.{local}.weight"].key.removesuffix(".weight") in exported.schemes
+        for name, module in skeleton.model.named_modules()
+        if isinstance(module, UnfusedExperts)
+        for local in module.sources
+    )

@@ -185,14 +185,16 @@ def _assign(data: Any, keys: list[str], value: Any, assignment: str) -> None:
         if isinstance(data, list):
             if not key.isdecimal() or int(key) >= len(data):
                 raise RecipeError(f"--set {assignment}: {key!r} is not one of {len(data)} entries")
-            key = int(key)
+            place: Any = int(key)
         elif not isinstance(data, dict):
             raise RecipeError(f"--set {assignment}: {'.'.join(keys[:position])} holds no keys")
+        else:
+            place = key
         if last:
-            data[key] = value
+            data[place] = value
         else:
             fresh = [{}] if key == "rule" else {}  # rule.0 is there without a file, as by default
-            data = data[key] if isinstance(data, list) else data.setdefault(key, fresh)
+            data = data[place] if isinstance(data, list) else data.setdefault(key, fresh)
 
 
 def _unfold_quantizer(rule: dict[str, Any], where: str) -> None:

@@ -40,7 +40,7 @@ class Finished:
 
 
 def digest(weight: Tensor) -> str:
-    return hashlib.sha256(memoryview(weight.contiguous().float().numpy()).cast("B")).hexdigest()
+    return hashlib.sha256(weight.contiguous().float().numpy().data).hexdigest()
 
 
 @dataclass(frozen=True)

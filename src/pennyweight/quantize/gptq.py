@@ -10,6 +10,7 @@ factor of the inverse Hessian comes from one Cholesky of the reversed matrix and
 inverse, half the work of inverting first.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -78,7 +79,7 @@ class _Solver:
     factor: InverseFactor
     format: Format
     group_size: int
-    fit_range: object
+    fit_range: Callable[[Tensor, Format, Tensor], tuple]
     fitted: (
         tuple | None
     )  # (scale, zero_point) of all groups, if they are chosen before the first column

@@ -6,11 +6,12 @@ Badri & Shaji 2023, https://mobiusml.github.io/hqq_blog/
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pennyweight.core import Format, QTensor, Quantized, Stats, blocked, plain
-from pennyweight.formats.rounding import round_to_nearest
+from pennyweight.formats.rounding import round_to_nearest, snap
 from pennyweight.quantize.base import quantizer
 
 
@@ -19,10 +20,9 @@ from pennyweight.quantize.base import quantizer
 class HQQ:
     """Half-quadratic search of the zero point (of the scale where there is none); data-free.
 
-    The authors store a float zero point. Here it is rounded to what the format stores, and a trial
-    is kept only where it lowers the group's loss. A symmetric format has no zero point to move, so
-    there the same splitting solves for the scale instead (least squares of weight - error on the
-    codes).
+    The authors store a float zero point. Where the format has none, or one that is a code and moves
+    in whole steps, the same splitting also solves for the scale (least squares of weight - error on
+    the codes). A trial is kept only where it lowers the group's loss.
     """
 
     p: float = 0.7  # norm of the error; below 1 it forgives outliers
@@ -51,13 +51,17 @@ class HQQ:
         format, groups = q.format, format_groups(q)
         value = blocked(format.grid.decode(q.codes), groups)
         wanted, scale = blocked(target, groups), plain(q.scale)
+        zero_point = None
         if q.zero_point is not None:
-            zero_point = (value - wanted / scale[:, None, :, None]).mean((1, 3))
-            return round_to_nearest(weight, format, scale, zero_point)
-        signed = value - format.grid.middle
+            best = (value - wanted / scale[:, None, :, None]).mean((1, 3))
+            _, zero_point = snap(scale, best, format)
+            if format.zero_point is not torch.uint8:
+                return round_to_nearest(weight, format, scale, zero_point)
+        middle = format.grid.middle if zero_point is None else plain(zero_point)[:, None, :, None]
+        signed = value - middle
         norm = signed.square().sum((1, 3))
         best = (signed * wanted).sum((1, 3)) / norm.where(norm > 0, 1.0)
-        return round_to_nearest(weight, format, best.where(best > 0, scale), None)
+        return round_to_nearest(weight, format, best.where(best > 0, scale), zero_point)
 
     def loss(self, weight: Tensor, q: QTensor) -> Tensor:
         """Mean |error|^p of each group."""
@@ -73,9 +77,11 @@ def merge(new: QTensor, old: QTensor, better: Tensor) -> QTensor:
     """`new` in the groups where it is better, `old` in the others."""
     groups, mask = format_groups(old), better[:, None, :, None]
     codes = blocked(new.codes, groups).where(mask, blocked(old.codes, groups)).view(old.codes.shape)
-    zero_point = None if old.zero_point is None else new.zero_point.where(better, old.zero_point)
-    scale = new.scale.where(better, old.scale)
-    return QTensor(format=old.format, codes=codes, scale=scale, zero_point=zero_point)
+    pick = lambda a, b: a.where(better, b)
+    return QTensor(
+        format=old.format, codes=codes, scale=pick(new.scale, old.scale),
+        zero_point=None if old.zero_point is None else pick(new.zero_point, old.zero_point),
+    )  # fmt: skip
 
 
 def shrink(x: Tensor, beta: float, p: float) -> Tensor:
