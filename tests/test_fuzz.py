@@ -27,7 +27,7 @@ from pennyweight.pipeline.recipe import Recipe, Rule, load_recipe, override, par
 from pennyweight.pipeline.survey import survey
 from tests.conftest import save_tiny_model
 
-CASE_SECONDS = 5  # a case takes milliseconds; this is a hang
+CASE_SECONDS = 5  # of this process, so that a busy machine is no hang; a case takes milliseconds
 ODD_VALUES = (
     None, True, False, 0, 1, -1, 3, 7.5, 2**31, 2**63, 2**64 + 1, 10**30, -(2**63), 1e400, -0.0,
     float("nan"), "", "x", "64", "\x00", "\ud800", "é" * 3, "a" * 5000, "../x", ".", "..", [], [1],
@@ -42,16 +42,16 @@ def limited(case: int):
     def stop(*_):
         raise TimeoutError(f"case {case} took over {CASE_SECONDS} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, CASE_SECONDS)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, CASE_SECONDS)
     try:
         yield
     except Exception as error:
         error.add_note(f"case {case}")
         raise
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def outcomes(count: int, attempt) -> Counter[str]:
@@ -193,8 +193,8 @@ def test_index_and_config_files(scratch):
         (scratch / name).write_bytes(_broken_json(rng, good[name]))
         assert Checkpoint.open(scratch).fingerprint
 
-    found = outcomes(800, attempt)
-    assert found["CheckpointError"] > 200
+    found = outcomes(600, attempt)
+    assert found["CheckpointError"] > 150
     assert found["accepted"] > 100
 
 
@@ -217,7 +217,7 @@ def test_values_of_config_json(scratch):
         (scratch / "config.json").write_text(json.dumps(odd_change(rng, config)))
         survey(Skeleton.build(Checkpoint.open(scratch)))
 
-    found = outcomes(150, attempt)
+    found = outcomes(100, attempt)
     assert found["UnsupportedError"] > 10
     assert found["accepted"] > 20
 
@@ -232,11 +232,11 @@ def test_config_of_a_quantized_model(model, tmp_path):
         changed = odd_change(rng, config["quantization_config"])
         file.write_text(json.dumps(config | {"quantization_config": changed}))
         checkpoint = CompressedCheckpoint.open(tmp_path / "out")
-        for name in checkpoint.schemes:
+        for name in list(checkpoint.schemes)[:2]:
             checkpoint.read(f"{name}.weight")
 
-    found = outcomes(300, attempt)
-    assert found["accepted"] > 50
+    found = outcomes(200, attempt)
+    assert found["accepted"] > 30
 
 
 RECIPE = """
@@ -327,7 +327,7 @@ def test_overrides():
         ]
         assert isinstance(parse_recipe(override({}, given)), Recipe)
 
-    assert outcomes(500, attempt)["RecipeError"] > 100
+    assert outcomes(300, attempt)["RecipeError"] > 100
 
 
 def test_plan_files(model, tmp_path):
@@ -341,6 +341,6 @@ def test_plan_files(model, tmp_path):
         for task in plan.tasks:
             plan.needs(task)
 
-    found = outcomes(500, attempt)
-    assert found["RecipeError"] > 200
+    found = outcomes(300, attempt)
+    assert found["RecipeError"] > 120
     assert found["accepted"] > 20

@@ -38,11 +38,17 @@ FAMILIES = {
         "word_embed_proj_dim": 64,
     },
     "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "gptj": {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8, "n_positions": 64},
     "mixtral": _SHAPE | {"num_local_experts": 4},
     "qwen2_moe": _MOE | {"shared_expert_intermediate_size": 64, "decoder_sparse_step": 1},
     "qwen3_moe": _MOE,
+    "deepseek_v3": _SHAPE
+    | {"num_key_value_heads": 4, "moe_intermediate_size": 32, "n_routed_experts": 4}
+    | {"num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1}
+    | {"n_group": 1, "topk_group": 1, "q_lora_rank": 32, "kv_lora_rank": 32}
+    | {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16},
 }
-MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3")
 
 
 def build(family: str, *, seed: int = 0, **changes):

@@ -45,13 +45,15 @@ def bytes_of_tensors(folder) -> int:
 MIXED = [
     {"match": "*.q_proj.weight", "scheme": "W16A16"},
     {"match": "*.self_attn.*", "scheme": "W8A16", "quantizer": "mse_clip"},
-    {"match": "*.1.mlp.down_proj.weight", "scheme": "W8A8", "quantizer": "gptq"},
+    {"match": "*.1.mlp.down_proj.weight", "scheme": "W6A16_g32", "quantizer": "gptq"},
     {"match": "*", "scheme": "W4A16_g32", "quantizer": "hqq"},
 ]
+WITH_ACTIVATIONS = [{"match": "*.self_attn.*", "scheme": "W8A8"}, *MIXED[2:]]
 
 
 @pytest.mark.parametrize(
-    "rules", [[RTN], [{"scheme": "W8A8_static"}], [{"scheme": "W3A16_asym"}], MIXED]
+    "rules",
+    [[RTN], [{"scheme": "W8A8_static"}], [{"scheme": "W3A16_asym"}], MIXED, WITH_ACTIVATIONS],
 )
 def test_the_config_is_one_that_the_library_accepts(rules, source, run):
     result = run(source, *rules)
@@ -70,13 +72,26 @@ def test_two_schemes_are_two_groups_and_transformers_agrees(source, run):
     result = run(source, *MIXED)
     exported = CompressedCheckpoint.open(result.path)
     found = {name.removeprefix("model.layers."): s.name for name, s in exported.schemes.items()}
-    assert found["0.self_attn.k_proj"] == "W8A16" and found["1.mlp.down_proj"] == "W8A8"
+    assert found["0.self_attn.k_proj"] == "W8A16" and found["1.mlp.down_proj"] == "W6A16_g32"
     assert found["0.mlp.down_proj"] == found["1.mlp.up_proj"] == "W4A16_g32"
     assert not any("q_proj" in name for name in found)
     config = json.loads((result.path / "config.json").read_text())["quantization_config"]
-    assert config["format"] == "mixed-precision"
+    assert config["format"] == "pack-quantized"
     assert "model.layers.0.self_attn.q_proj" in config["ignore"]
     assert result.proof["logits"]["largest_difference"] <= result.proof["logits"]["allowed"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "why"),
+    [(WITH_ACTIVATIONS, "activations"), ([MIXED[1], {"scheme": "W4A16_asym"}], "zero points")],
+)
+def test_what_transformers_cannot_reload_is_said(rules, why, source, run):
+    result = run(source, *rules)
+    assert why in result.proof["logits"]["skipped"]
+    assert result.proof["logits"]["skipped"] in (result.path / "README.md").read_text()
+    config = json.loads((result.path / "config.json").read_text())["quantization_config"]
+    layouts = {group["format"] for group in config["config_groups"].values()}
+    assert (config["format"] == "mixed-precision") == (len(layouts) == 2)
 
 
 def test_shards_in_and_out(tmp_path, run, monkeypatch):
@@ -180,6 +195,19 @@ def test_every_dtype_of_source(dtype, scheme, tmp_path, run):
         if name.endswith("_scale"):
             assert tensor.dtype is dtype  # engines multiply in the dtype of the model
     assert result.proof["logits"]["largest_difference"] <= result.proof["logits"]["allowed"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_static_input_scales_are_stored_as_they_were_computed_with(dtype, tmp_path):
+    source = save(build("llama"), tmp_path / "source", dtype=dtype)
+    recipe = make_recipe(source, save_tokens(tmp_path), {"scheme": "W8A8_static"})
+    result = quantize(recipe, tmp_path / "out", keep_work=True)
+    exported, finished = CompressedCheckpoint.open(result.path), {}
+    for file in (tmp_path / "out.work").glob("block_*.safetensors"):
+        finished |= load_file(file)
+    assert len(exported.schemes) == 14
+    for name in exported.schemes:
+        assert torch.equal(exported.input_scale(name), finished[f"{name}.weight.input_scale"])
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

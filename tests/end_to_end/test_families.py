@@ -86,29 +86,25 @@ def test_a_loaded_model_gives_the_logits_of_transformers(family, checkpoints):
         assert same(family, load_model(path)(ids).logits, expected)
 
 
-FUSED = {
-    "phi": [{"q_proj", "k_proj", "v_proj"}],  # and fc1, which reads the same norm, is elsewhere
+QKV, GATE_UP = {"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}
+FUSED = {  # of both blocks together; a family that is not named is like Llama
+    "phi": 2 * [QKV],  # fc1 reads the same norm, and is run elsewhere
     "phi3": [],  # stored as one already
-    "opt": [{"q_proj", "k_proj", "v_proj"}],
+    "opt": 2 * [QKV],
     "gpt2": [],
+    "gptj": 2 * [QKV],
+    "mixtral": 2 * [QKV] + 8 * [{"w1", "w3"}],
+    "qwen2_moe": 2 * [QKV] + 10 * [GATE_UP],  # 4 experts and the shared one
+    "qwen3_moe": 2 * [QKV] + 8 * [GATE_UP],
+    "deepseek_v3": 2 * [{"q_a_proj", "kv_a_proj_with_mqa"}] + 6 * [GATE_UP],
 }
-LLAMA_LIKE = [{"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_linears_that_share_an_input_are_found(family, checkpoints):
     seen = survey(Skeleton.build(Checkpoint.open(checkpoints(family))))
-    fused = [{site.name.rpartition(".")[2] for site in sites} for sites in seen.fused()]
-    expected = FUSED.get(family, LLAMA_LIKE)
-    if family == "mixtral":
-        expected = [LLAMA_LIKE[0], {"w1", "w3"}]
-    assert all(names in expected for names in fused) and all(names in fused for names in expected)
-    assert len(fused) == 2 * _fused_in_a_block(family, expected)
-
-
-def _fused_in_a_block(family: str, expected) -> int:
-    experts = {"mixtral": 3, "qwen2_moe": 4, "qwen3_moe": 3}  # beyond the first pair
-    return len(expected) + experts.get(family, 0)
+    found = [sorted(site.name.rpartition(".")[2] for site in sites) for sites in seen.fused()]
+    assert sorted(found) == sorted(map(sorted, FUSED.get(family, 2 * [QKV] + 2 * [GATE_UP])))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -125,10 +121,14 @@ def test_what_is_no_matrix_of_a_block_stays(family, checkpoints):
     assert not [n for n in seen.kept if matrices.search(n) and not wrong.search(n)]
 
 
+SCHEMES = [("W4A16_g32", "gptq"), ("W8A8", "rtn")]
+ASYMMETRIC = [(family, "W4A16_g32_asym", "rtn") for family in ("gpt2", "phi3", "qwen2_moe")]
+
+
 @pytest.mark.parametrize(
-    ("scheme", "quantizer"), [("W4A16_g32", "gptq"), ("W8A8", "rtn"), ("W4A16_g32_asym", "rtn")]
+    ("family", "scheme", "quantizer"),
+    [(family, *scheme) for family in FAMILIES for scheme in SCHEMES] + ASYMMETRIC,
 )
-@pytest.mark.parametrize("family", FAMILIES)
 def test_a_quantized_file_proves(family, scheme, quantizer, checkpoints, tmp_path):
     source = checkpoints(family)
     recipe = make_recipe(
@@ -158,7 +158,7 @@ def test_a_quantized_file_proves(family, scheme, quantizer, checkpoints, tmp_pat
     assert error.std() < (0.5 if scheme.startswith("W4") else 0.1) * scale
 
 
-@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe"])
 def test_an_expert_that_saw_too_little_is_rounded_and_named(family, checkpoints, tmp_path):
     recipe = make_recipe(
         checkpoints(family), save_tokens(tmp_path), {"scheme": "W4A16_g32"},

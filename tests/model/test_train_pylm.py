@@ -61,3 +61,30 @@ def test_a_checkpoint_of_a_falling_rate_belongs_to_one_length(script, tmp_path):
     for other in (Namespace(size="1m", seed=0, steps=200), Namespace(size="2m", seed=0, steps=100)):
         with pytest.raises(SystemExit):
             script.load_checkpoint(path, {"model": layer}, other)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(script, tmp_path, monkeypatch):
+    script.prepare_process(1)
+    monkeypatch.setattr(script, "BLOCK_STEPS", 2)
+    monkeypatch.setattr(script, "STEP_TOKENS", 64)
+    monkeypatch.setattr(script, "STAGES", ((0.7, 16), (1.0, 32)))
+    generator = torch.Generator().manual_seed(0)
+    documents = list(torch.randint(0, script.VOCAB_SIZE, (2000,), generator=generator).split(100))
+    options = Namespace(size="0.3m", seed=0, steps=6, no_compile=True)
+
+    def train(checkpoint: str) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = script.LlamaForCausalLM(script.model_config(script.SIZES[options.size]))
+        script.train(model, documents, options, tmp_path / checkpoint)
+        return model.state_dict()
+
+    whole = train("whole.pt")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(script, "log", interrupt)
+        train("stopped.pt")
+    for name, weight in train("stopped.pt").items():
+        assert torch.equal(weight, whole[name]), name
+
+
+def interrupt(message: str) -> None:
+    raise KeyboardInterrupt(message)

@@ -90,9 +90,8 @@ def main(job_path: str, out_path: str) -> int:
                 "error": child.stderr[-4000:],
                 "exit_status": child.returncode,
             }
-        Path(out_path).write_text(
-            json.dumps(results)
-        )  # after each model: a later crash keeps what is known
+        # After each model: a later crash keeps what is known.
+        Path(out_path).write_text(json.dumps(results))
     return int(is_failed)
 
 

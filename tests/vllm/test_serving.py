@@ -101,7 +101,7 @@ def quantize(out: Path, scheme: str) -> Path:
 
 def make_prompts() -> list[list[int]]:
     """Runs of tokens from this file: Python, which the bundled model knows, and no download."""
-    ids = load_tokenizer(MODEL)(Path(__file__).read_text()[:2500])["input_ids"]
+    ids = load_tokenizer(MODEL)(Path(__file__).read_text()[:1000])["input_ids"]
     return [
         ids[start : start + PROMPT_TOKENS]
         for start in range(0, PROMPTS * PROMPT_TOKENS, PROMPT_TOKENS)

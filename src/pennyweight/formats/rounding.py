@@ -12,14 +12,17 @@ from pennyweight.core import Format, NumericalError, QTensor, blocked, plain
 
 
 def fit(weight: Float[Tensor, "rows cols"], format: Format):
-    """The smallest storable (scale, zero_point) under which no weight is clipped.
+    """The smallest storable (scale, zero_point) under which no weight is off by over half a step.
 
-    Up to the rounding of the stored scale. Zero is always representable, because a padded or pruned
-    weight must stay zero: a one-sided group keeps its zero inside the range.
+    Up to the rounding of the stored scale. A symmetric grid of integers has one value more below
+    zero than above, so its range is half of all its steps on either side (7.5 for 4 bits): the
+    largest positive weight is clipped by half a step, which rounding may cost anyway. Zero is always
+    representable, because a padded or pruned weight must stay zero: a one-sided group keeps its zero
+    inside the range.
     """
     blocks, grid = blocked(weight, format.groups(*weight.shape)), format.grid
     if format.symmetric:
-        reach = min(grid.highest - grid.middle, grid.middle - grid.lowest)
+        reach = (grid.highest - grid.lowest) / 2
         return snap(blocks.abs().amax((1, 3)) / reach, None, format)
     low, high = blocks.amin((1, 3)).clamp(max=0), blocks.amax((1, 3)).clamp(min=0)
     scale = (high - low) / (grid.highest - grid.lowest)

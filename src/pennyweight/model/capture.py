@@ -39,10 +39,11 @@ class _Recorder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.call: tuple[Tensor, tuple, dict[str, Any]] | None = None
+        self.in_tuple = False  # some blocks return a tensor, some a tuple that begins with it
 
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
         self.call = (hidden, args, kwargs)
-        return hidden
+        return (hidden,) if self.in_tuple else hidden
 
 
 def capture(
@@ -77,15 +78,42 @@ def _capture(skeleton: Skeleton, rows: Tensor, weights: dict[str, Tensor]) -> li
     base, samples = skeleton.model.base_model, []
     with _weights(skeleton.model, weights), _recorders(skeleton) as recorders, torch.no_grad():
         for row in rows:
-            base(input_ids=row[None], use_cache=False)
-            calls = [recorder.call for recorder in recorders]
-            if any(call is None for call in calls) or calls[0] is None:
+            calls = _walk(base, row, recorders)
+            if calls is None:
                 raise UnsupportedError(
                     f"{skeleton.blocks_path}: not every block ran; is this a decoder that reads "
                     "text?"
                 )
-            samples.append(Sample(calls[0][0], [(call[1], call[2]) for call in calls if call]))
+            samples.append(Sample(calls[0][0], [call[1:] for call in calls]))
     return samples
+
+
+def _walk(
+    base: nn.Module, row: Tensor, recorders: list[_Recorder]
+) -> list[tuple[Tensor, tuple, dict[str, Any]]] | None:
+    """What every block is called with; None if not all were, or not with the same hidden state.
+
+    Whether the model wants a tuple from its blocks shows when it is given one: with the wrong kind
+    it fails, or takes a part of the tensor for the whole.
+    """
+    failure: Exception | None = None
+    for in_tuple in (recorders[0].in_tuple, not recorders[0].in_tuple):
+        for recorder in recorders:
+            recorder.call, recorder.in_tuple = None, in_tuple
+        try:
+            base(input_ids=row[None], use_cache=False)
+        except (RuntimeError, TypeError, AttributeError, ValueError, IndexError) as error:
+            failure = failure or error  # the second way may fail for being the wrong one
+            continue
+        calls = [recorder.call for recorder in recorders if recorder.call is not None]
+        states = [call[0] for call in calls]
+        if len(states) == len(recorders) and all(
+            isinstance(state, Tensor) and state.shape == states[0].shape for state in states
+        ):
+            return calls
+    if failure is not None:
+        raise failure
+    return None
 
 
 def _is_head(skeleton: Skeleton, name: str) -> bool:

@@ -43,13 +43,26 @@ def round_activation(
         assert scale is not None, "a static activation format needs a calibrated scale"
     if not bool(flat.isfinite().all()):
         raise NumericalError("an activation that is to be rounded holds NaN or Inf")
-    rounded = round_to_nearest(flat, activation.format, None if activation.dynamic else scale)
+    if activation.dynamic:
+        # Engines divide by the largest positive code, 127: no token's peak is clipped.
+        scale = flat.abs().amax(1, keepdim=True) / _reach(activation)
+    rounded = round_to_nearest(flat, activation.format, scale)
     return rounded.dequantize().view(x.shape).to(x.dtype)
 
 
-def static_input_scale(absmax: Float[Tensor, " in"], activation: ActivationFormat) -> Tensor:
-    """The [1, 1] scale under which the largest calibrated input is just representable."""
+def static_input_scale(
+    absmax: Float[Tensor, " in"], activation: ActivationFormat, dtype: torch.dtype
+) -> Float[Tensor, "1 1"]:
+    """The [1, 1] scale under which the largest calibrated input is just representable.
+
+    Rounded to `dtype`, in which it will be stored, so that what is computed with is what is served.
+    """
+    limit = torch.finfo(dtype)
+    scale = (absmax.max() / _reach(activation)).clamp(limit.smallest_normal, limit.max)
+    return scale.view(1, 1).to(dtype).float()
+
+
+def _reach(activation: ActivationFormat) -> float:
+    """The largest magnitude that has a code of either sign, in steps."""
     grid = activation.format.grid
-    reach = min(grid.highest - grid.middle, grid.middle - grid.lowest)
-    scale = (absmax.max() / reach).clamp(min=torch.finfo(torch.float32).tiny)
-    return scale.view(1, 1).to(torch.float32)
+    return min(grid.highest - grid.middle, grid.middle - grid.lowest)

@@ -77,7 +77,7 @@ def finish(job: Job, work: WorkDir, output: Path, progress: Progress) -> dict[st
     evidence = Evidence(
         source=checkpoint, census=census, digests={name: f["digest"] for name, f in facts.items()}
     )
-    proof = prove_files(staged, evidence, job.plan.trust_remote_code)
+    proof = prove_files(staged, evidence, trust_remote_code=job.plan.trust_remote_code)
     calibration = job.calibration.description if job.calibration else None
     record = {
         "proof": proof, "plan": job.plan.digest, "calibration": calibration,

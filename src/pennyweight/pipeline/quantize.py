@@ -11,7 +11,7 @@ from pennyweight.core import Progress
 from pennyweight.model.workers import start_workers
 from pennyweight.pipeline.check import CheckReport, check_job
 from pennyweight.pipeline.finish import finish, refuse_existing
-from pennyweight.pipeline.job import prepare, prepare_plan
+from pennyweight.pipeline.job import Job, prepare, prepare_plan
 from pennyweight.pipeline.recipe import Recipe
 from pennyweight.pipeline.run import Run, peak_bytes
 from pennyweight.pipeline.workdir import WorkDir
@@ -56,6 +56,7 @@ def quantize(
     report = check_job(job)
     for warning in report.warnings:
         progress.say(warning)
+    _check_carried(job)
     work = WorkDir.open(output, job.plan)
     with start_workers(threads) as workers:
         rows = None if job.calibration is None else job.calibration.ids
@@ -75,3 +76,11 @@ def quantize(
     return Result(
         path=output, check=report, proof=proof, elapsed_s=elapsed, peak_bytes=peak_bytes()
     )
+
+
+def _check_carried(job: Job) -> None:
+    """Embeddings, head and norms are read here once: a NaN found at the end would cost the run."""
+    skeleton = job.survey.skeleton
+    used = {source.key for source in skeleton.sources.values()}
+    for name in used & set(job.survey.kept):
+        skeleton.checkpoint.read_finite(name)

@@ -9,7 +9,7 @@ import functools
 import json
 import math
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,8 @@ from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
 from pennyweight.quantize import QUANTIZERS
 
 COMPUTE = ("float32", "bfloat16")
-adapter = functools.cache(TypeAdapter)  # making one takes longer than a hundred uses of it
+# Making an adapter takes longer than a hundred uses of it.
+adapter: Callable[[type], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 LARGEST = 10**9  # of the numbers that count something: beyond it they overflow further down
 
 

@@ -85,8 +85,9 @@ class Stage:
                 raise type(error)(f"{', '.join(tensors)}: {error}") from None
             input_scale = None
             if scheme.activation is not None and not scheme.activation.dynamic:
-                assert stats.absmax is not None
-                input_scale = static_input_scale(stats.absmax, scheme.activation)
+                stored = scheme.weight.scale
+                assert stats.absmax is not None and isinstance(stored, torch.dtype)
+                input_scale = static_input_scale(stats.absmax, scheme.activation, stored)
             start = 0
             for (site, _), weight in zip(bundle, weights, strict=True):
                 q = take_rows(solved.weight, start, start + len(weight))
