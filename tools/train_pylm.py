@@ -115,7 +115,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--size", choices=SIZES, default="1m")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=2400, help=f"of {STEP_TOKENS} tokens")
+    parser.add_argument("--steps", type=int, default=1200, help=f"of {STEP_TOKENS} tokens")
     parser.add_argument("--threads", type=int, default=1, help="more threads, other rounding")
     parser.add_argument("--no-compile", action="store_true", help="slower; no C++ compiler needed")
     parser.add_argument("-o", "--output", required=True, metavar="DIR")

@@ -16,9 +16,9 @@ def fit(weight: Float[Tensor, "rows cols"], format: Format):
 
     Up to the rounding of the stored scale. A symmetric grid of integers has one value more below
     zero than above, so its range is half of all its steps on either side (7.5 for 4 bits): the
-    largest positive weight is clipped by half a step, which rounding may cost anyway. Zero is always
-    representable, because a padded or pruned weight must stay zero: a one-sided group keeps its zero
-    inside the range.
+    largest positive weight is clipped by half a step, which rounding may cost anyway. Zero is
+    always representable, because a padded or pruned weight must stay zero: a one-sided group keeps
+    its zero inside the range.
     """
     blocks, grid = blocked(weight, format.groups(*weight.shape)), format.grid
     if format.symmetric:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from pennyweight.core import Progress
+from pennyweight.model.memory import peak_bytes
 from pennyweight.model.workers import start_workers
 from pennyweight.pipeline.check import CheckReport, check_job
 from pennyweight.pipeline.finish import finish, refuse_existing
 from pennyweight.pipeline.job import Job, prepare, prepare_plan
 from pennyweight.pipeline.recipe import Recipe
-from pennyweight.pipeline.run import Run, peak_bytes
+from pennyweight.pipeline.run import Run
 from pennyweight.pipeline.workdir import WorkDir
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from pennyweight.core import Progress
 from pennyweight.model.capture import Sample, capture
+from pennyweight.model.memory import give_back, peak_bytes
 from pennyweight.model.stream import Block
 from pennyweight.model.workers import Workers
 from pennyweight.pipeline.plan import Plan
@@ -70,6 +70,7 @@ class Run:
         for (
             groups
         ) in block.topology.stages:  # q,k,v | o | gate,up | down: later ones see earlier errors
+            give_back()
             for one in stage.quantize(groups, samples):
                 finished.append(one)
                 self.progress.linear(
@@ -96,8 +97,3 @@ class Run:
 
 def _asked_damp(plan: Plan, tensor: str) -> float:
     return getattr(plan.by_tensor[tensor].make(), "damp", 0.0)
-
-
-def peak_bytes() -> int:
-    """The most memory this process has had resident."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
