@@ -69,6 +69,11 @@ def parts(scheme: Scheme, shape: tuple[int, int]) -> dict[str, Part]:
     }
     if not format.symmetric:
         words = packed_bytes(shape[0], format.grid.bits) // WORD
+        if words == 1:  # its unpacking takes a single word for a row of another shape
+            raise FormatError(
+                f"out_features {shape[0]}: the compressed-tensors library cannot read the zero "
+                f"points of fewer than {32 // format.grid.bits + 1} outputs; use a symmetric scheme"
+            )
         found["weight_zero_point"] = Part(
             torch.int32,
             (words, groups[1]),

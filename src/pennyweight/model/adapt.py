@@ -40,7 +40,20 @@ def adapt(model: nn.Module, plain: dict[str, Source], fused: dict[str, dict[str,
     sources = dict(plain)
     _unfuse_experts(model, fused, sources)
     _replace_conv1d(model, sources)
+    _refuse_joined_experts(model)
     return sources
+
+
+def _refuse_joined_experts(model: nn.Module) -> None:
+    """Experts that the checkpoint itself stores as one 3-D tensor have no names to go by."""
+    for name, module in model.named_modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim == 3 and not isinstance(module, nn.Conv1d):
+                raise UnsupportedError(
+                    f"{name}.{leaf}: the checkpoint stores the experts of a layer as one tensor "
+                    f"of shape {list(parameter.shape)}; only experts stored one by one can be "
+                    "quantized so far"
+                )
 
 
 def _replace_conv1d(model: nn.Module, sources: dict[str, Source]) -> None:

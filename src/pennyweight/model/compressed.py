@@ -167,6 +167,11 @@ def _scheme_name(group: SchemeGroup, path: Path) -> str:
     weights, inputs = group.weights, group.input_activations
     if weights.type != "int" or (inputs and (inputs.type, inputs.num_bits) != ("int", 8)):
         raise UnsupportedError(f"{path}: only integer schemes can be read so far, found {weights}")
+    if inputs and not (inputs.symmetric and weights.symmetric and weights.strategy == "channel"):
+        raise UnsupportedError(
+            f"{path}: with 8-bit inputs only symmetric schemes with a scale per channel can be "
+            f"read so far, found {weights} and {inputs}"
+        )
     if inputs:
         return "W8A8" if inputs.dynamic else "W8A8_static"
     group_size = f"_g{weights.group_size}" if weights.strategy == "group" else ""

@@ -133,17 +133,12 @@ def _warnings(job: Job, kept: dict[str, str]):
         if len(set(schemes.values())) > 1:
             listed = ", ".join(f"{name} {scheme}" for name, scheme in schemes.items())
             yield f"vLLM runs these as one matrix product and wants one scheme for all: {listed}"
-    widths = {
-        scheme
-        for task in tasks.values()
-        if (scheme := task.scheme).startswith(("W2", "W3", "W5", "W6", "W7"))
-    }
-    if widths:
-        yield (
-            f"{', '.join(sorted(widths))}: transformers loads these, vLLM serves weight-only "
-            "integers of "
-            "4 and 8 bits alone"
-        )
+    rare = {task.scheme for task in tasks.values() if not task.scheme.startswith(("W4", "W8"))}
+    if rare:
+        names = ", ".join(sorted(rare))
+        yield f"{names}: transformers loads it; vLLM has kernels for 4- and 8-bit weights alone"
+    if any(task.scheme.startswith("W8A16") for task in tasks.values()):
+        yield "W8A16: vLLM serves it on GPUs; its CPU backend takes W4A16 and W8A8"
     if "not part of the model that transformers builds" in kept.values():
         names = [name for name, why in kept.items() if why.startswith("not part")]
         yield f"{len(names)} tensors are not part of the decoder and are carried over ({names[0]})"

@@ -20,6 +20,7 @@ from pennyweight.pipeline.workdir import PLAN
 MODEL = "pylm"
 PROMPT = "class Stack:\n    def __init__(self):\n        self."
 SAMPLE_TOKENS = 96
+TEMPERATURE, LIKELY = 0.7, 20  # greedy, a model this small goes round in circles
 EVALUATED_TOKENS = 60_000  # of each held-out module the first 2,000: a wide sample in seconds
 DOCUMENT_TOKENS = 2_000
 
@@ -49,15 +50,19 @@ def run_demo(output: Path, scheme: str, progress: Progress) -> Demo:
 
 
 def write(model: str | Path, prompt: str) -> str:
-    """A prompt and its greedy continuation."""
+    """A prompt and its continuation, drawn at a low temperature, with the same luck each time."""
     loaded, tokenizer = load_model(model), load_tokenizer(model)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
+    luck = torch.Generator().manual_seed(0)
     with torch.inference_mode():
         for _ in range(SAMPLE_TOKENS):  # no cache: a short text of a small model
-            best = loaded(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)
-            if best.item() == tokenizer.eos_token_id:
+            logits = loaded(input_ids=ids, use_cache=False).logits[:, -1] / TEMPERATURE
+            likely = logits >= logits.topk(LIKELY).values[:, -1:]
+            chances = logits.where(likely, -torch.inf).softmax(-1)
+            token = torch.multinomial(chances, 1, generator=luck)
+            if token.item() == tokenizer.eos_token_id:
                 break
-            ids = torch.cat((ids, best), 1)
+            ids = torch.cat((ids, token), 1)
     return str(tokenizer.decode(ids[0], skip_special_tokens=True))
 
 

@@ -50,12 +50,17 @@ def refuse_existing(output: Path, job: Job) -> None:
     """Raises CheckpointError if there is anything at `output`; nothing is ever written over."""
     if not os.path.lexists(output):  # a dangling link would be in the way as well
         return
-    plan = output / PLAN
-    if plan.is_file() and plan.read_bytes() == job.plan.dump().encode():
+    if is_finished(output, job):
         raise CheckpointError(
             f"{output}: exists and holds the result of this very plan: nothing to do"
         )
     raise CheckpointError(f"{output}: exists; choose another output directory, or remove this one")
+
+
+def is_finished(output: Path, job: Job) -> bool:
+    """Whether `output` is the result of this plan; it appears under that name only when it is."""
+    plan = output / PLAN
+    return plan.is_file() and plan.read_bytes() == job.plan.dump().encode()
 
 
 def finish(job: Job, work: WorkDir, output: Path, progress: Progress) -> dict[str, Any]:

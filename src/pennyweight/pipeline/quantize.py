@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from pennyweight.core import Progress
+from pennyweight.model.checkpoint import read_json
 from pennyweight.model.memory import peak_bytes
 from pennyweight.model.workers import start_workers
 from pennyweight.pipeline.check import CheckReport, check_job
-from pennyweight.pipeline.finish import finish, refuse_existing
+from pennyweight.pipeline.finish import finish, is_finished, refuse_existing
 from pennyweight.pipeline.job import Job, prepare, prepare_plan
+from pennyweight.pipeline.prove import PROOF
 from pennyweight.pipeline.recipe import Recipe
 from pennyweight.pipeline.run import Run
-from pennyweight.pipeline.workdir import WorkDir
+from pennyweight.pipeline.workdir import PLAN, WorkDir
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +55,13 @@ def quantize(
     """
     started, progress, output = time.monotonic(), progress or Progress(), Path(output)
     job = prepare(recipe) if isinstance(recipe, Recipe) else prepare_plan(recipe, model)
-    refuse_existing(output, job)
     report = check_job(job)
+    if is_finished(output, job) and (WorkDir.place(output) / PLAN).is_file():
+        # An earlier run was stopped between the rename and its last clean-up.
+        if not keep_work:
+            WorkDir.open(output, job.plan).remove()
+        return _result(output, report, read_json(output / PROOF)["proof"], started)
+    refuse_existing(output, job)
     for warning in report.warnings:
         progress.say(warning)
     _check_carried(job)
@@ -73,6 +80,10 @@ def quantize(
     proof = finish(job, work, output, progress)
     if not keep_work:
         work.remove()
+    return _result(output, report, proof, started)
+
+
+def _result(output: Path, report: CheckReport, proof: dict[str, Any], started: float) -> Result:
     elapsed = time.monotonic() - started
     return Result(
         path=output, check=report, proof=proof, elapsed_s=elapsed, peak_bytes=peak_bytes()

@@ -64,21 +64,30 @@ def compare_logits(
 
 
 def _put_weights(skeleton: Skeleton, exported: CompressedCheckpoint) -> None:
-    """The weights as an engine holds them: rounded to the dtype of their scales."""
+    """The quantized weights, as the reload will hold them.
+
+    One scheme is dequantized by transformers in the dtype of its scales, several only when they run,
+    in the float32 that was asked for.
+    """
+    uniform = _is_uniform(exported)
     for name, module in skeleton.model.named_modules():
         if isinstance(module, nn.Linear):
             key = skeleton.sources[f"{name}.weight"].key.removesuffix(".weight")
             if key in exported.schemes:
-                dtype = exported.tensors[f"{key}.weight"].dtype  # that of the scales
-                weight = exported.qtensor(key).dequantize().to(dtype).float()
-                module.weight = nn.Parameter(weight, requires_grad=False)
+                weight, scales = exported.read(f"{key}.weight"), exported.tensors[f"{key}.weight"]
+                held = weight.to(scales.dtype).float() if uniform else weight
+                module.weight = nn.Parameter(held, requires_grad=False)
+
+
+def _is_uniform(exported: CompressedCheckpoint) -> bool:
+    return len({scheme.name for scheme in exported.schemes.values()}) == 1
 
 
 def _reload(out: Path, exported: CompressedCheckpoint, remote: bool) -> PreTrainedModel:
     # Dequantized on load: how an engine rounds activations is its own business, and without it
     # transformers 5.23 cannot read packed zero points. It knows one scheme for all linears there.
     options = {}
-    if len({scheme.name for scheme in exported.schemes.values()}) == 1:
+    if _is_uniform(exported):
         options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
     with _quiet():
         return AutoModelForCausalLM.from_pretrained(

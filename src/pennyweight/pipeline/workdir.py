@@ -48,13 +48,17 @@ class WorkDir:
     path: Path
     plan: Plan
 
+    @staticmethod
+    def place(output: Path) -> Path:
+        return output.with_name(f"{output.name}.work")
+
     @classmethod
     def open(cls, output: Path, plan: Plan) -> WorkDir:
         """The work directory of `output`, new or from an interrupted run of the same plan.
 
         Raises CheckpointError that says what differs if it belongs to another plan.
         """
-        path = output.with_name(f"{output.name}.work")
+        path = cls.place(output)
         if (path / PLAN).is_file():
             _same_plan(load_plan(path / PLAN), plan, path)
         else:
@@ -118,7 +122,14 @@ class WorkDir:
             return opened.get_tensor(f"{tensor}.{part}").clone()
 
     def remove(self) -> None:
-        shutil.rmtree(self.path)
+        """Delete the directory, the plan last: a deletion that is interrupted can be finished."""
+        with disk_errors(self.path):
+            for entry in self.path.iterdir():
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                elif entry.name != PLAN:
+                    entry.unlink()
+            shutil.rmtree(self.path)
 
 
 def _refuse_others(path: Path) -> None:

@@ -1,0 +1,39 @@
+"""The verbs of the command line as functions.
+
+    from pennyweight.api import Recipe, Rule, check, evaluate, quantize
+
+    recipe = Recipe(model="pylm", rule=(Rule(scheme="W4A16_g128"),))
+    print(check(recipe).estimated_peak_bytes)
+    result = quantize(recipe, "out")
+    print(evaluate(result.path, against="pylm").comparison.kl_nats)
+
+They raise PennyweightError for whatever a caller can mend. Apart from the package itself, because
+`pennyweight.export` and `pennyweight.evaluate` are packages of it, and importing torch takes long.
+"""
+
+from pennyweight.core import PennyweightError, Progress
+from pennyweight.evaluate import Evaluation, Settings
+from pennyweight.pipeline.check import CheckReport, check
+from pennyweight.pipeline.evaluate import evaluate
+from pennyweight.pipeline.finish import export
+from pennyweight.pipeline.prove import prove
+from pennyweight.pipeline.quantize import Result, quantize
+from pennyweight.pipeline.recipe import Calibrate, Recipe, Rule, load_recipe
+
+__all__ = [
+    "Calibrate",
+    "CheckReport",
+    "Evaluation",
+    "PennyweightError",
+    "Progress",
+    "Recipe",
+    "Result",
+    "Rule",
+    "Settings",
+    "check",
+    "evaluate",
+    "export",
+    "load_recipe",
+    "prove",
+    "quantize",
+]
