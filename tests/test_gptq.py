@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pennyweight.core import Format, NumericalError, Stats
+from pennyweight.core import Format, NumericalError, Serial, Stats
 from pennyweight.formats import GRIDS
 from pennyweight.formats.schemes import parse_scheme
 from pennyweight.quantize import gptq
@@ -138,7 +138,7 @@ def test_the_factor_is_that_of_the_inverse():
 
     _, stats = problem(columns=600)  # wider than a leaf of the inversion
     for act_order in (False, True):
-        factor = inverse_factor(stats, 0.01, act_order)
+        factor = inverse_factor(stats, 0.01, act_order, Serial())
         order, upper = factor.order, factor.upper.double()
         assert torch.equal(upper, upper.triu())
         damped = stats.hessian.double()

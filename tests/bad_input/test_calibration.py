@@ -11,6 +11,7 @@ from pennyweight.core import (
     FormatError,
     NumericalError,
     RecipeError,
+    Serial,
     Stats,
     UnknownNameError,
 )
@@ -190,7 +191,7 @@ def test_a_singular_hessian_is_damped(tiny_llama, tmp_path, tokens):
 
 
 def test_the_factor_of_a_singular_hessian():
-    factor = lambda gram: inverse_factor(Stats(tokens=1, gram=gram), 0.01, True)
+    factor = lambda gram: inverse_factor(Stats(tokens=1, gram=gram), 0.01, True, Serial())
     assert factor(torch.ones(8, 8)).upper.isfinite().all()
     assert factor(torch.zeros(8, 8)).upper.isfinite().all()
     with pytest.raises(NumericalError, match=r"not positive definite.*more varied, calibration"):

@@ -11,6 +11,7 @@ from pennyweight.core.errors import (
     UnsupportedError,
 )
 from pennyweight.core.format import Format, Grid, QTensor, blocked, plain
+from pennyweight.core.parallel import Mapper, Serial
 from pennyweight.core.progress import Progress
 from pennyweight.core.quantized import Quantized
 from pennyweight.core.registry import Registry, load_siblings
@@ -24,6 +25,7 @@ __all__ = [
     "Format",
     "FormatError",
     "Grid",
+    "Mapper",
     "NumericalError",
     "PennyweightError",
     "Progress",
@@ -32,6 +34,7 @@ __all__ = [
     "RecipeError",
     "Registry",
     "Scheme",
+    "Serial",
     "Stats",
     "UnknownNameError",
     "UnsupportedError",

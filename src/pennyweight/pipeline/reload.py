@@ -66,8 +66,8 @@ def compare_logits(
 def _put_weights(skeleton: Skeleton, exported: CompressedCheckpoint) -> None:
     """The quantized weights, as the reload will hold them.
 
-    One scheme is dequantized by transformers in the dtype of its scales, several only when they run,
-    in the float32 that was asked for.
+    One scheme is dequantized by transformers in the dtype of its scales, several only when they
+    run, in the float32 that was asked for.
     """
     uniform = _is_uniform(exported)
     for name, module in skeleton.model.named_modules():

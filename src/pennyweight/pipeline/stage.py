@@ -23,12 +23,13 @@ from pennyweight.model.linear import QuantizedLinear, static_input_scale
 from pennyweight.model.stream import Block
 from pennyweight.model.topology import Group
 from pennyweight.model.workers import Workers
-from pennyweight.observe.collect import observe
+from pennyweight.observe.collect import Collector
 from pennyweight.pipeline.plan import Plan, Task
 from pennyweight.pipeline.survey import Site, Survey
 from pennyweight.pipeline.workdir import Finished
+from pennyweight.quantize.base import Prepares
 
-CHUNK = 8  # samples whose inputs are held at once: bounds memory, and is the order of the sums
+CHUNK = 4  # samples whose inputs are held at once: bounds memory, and is the order of the sums
 ROWS = 1024  # output rows solved per task
 LOSS_ROWS = 128  # rows on which the reported loss is computed: it is a progress figure
 
@@ -61,16 +62,16 @@ class Stage:
         return [(site, tasks[site.tensor]) for site in sites if site and site.tensor in tasks]
 
     def _observe(self, groups, needs, samples: list[Sample]) -> dict[Group, Stats]:
-        total = {group: Stats() for group in groups}
+        collectors = {group: Collector(needs[group], self.workers) for group in groups}
         for start in range(0, len(samples), CHUNK):
             part = self.block.inputs(groups, samples[start : start + CHUNK], self.workers)
             for group, inputs in zip(groups, part, strict=True):
                 try:
-                    seen = observe(inputs, needs[group], self.workers)
+                    collectors[group].add(inputs)
                 except PennyweightError as error:
                     raise type(error)(f"{self.block.prefix}{group.linears[0]}: {error}") from None
-                total[group] = total[group].merge(seen)
-        return total
+            del part
+        return {group: collector.stats() for group, collector in collectors.items()}
 
     def _solve(
         self, group: Group, tasks, stats: Stats, needs: frozenset[str]
@@ -108,6 +109,8 @@ class Stage:
             note = {"fallback": "rtn", "why": f"the expert saw {stats.tokens} tokens"}
             return Quantized(weight=round_to_nearest(weight, format), notes=note)
         rows = ROWS if format.group_rows == 1 else len(weight)
+        if isinstance(quantizer, Prepares):
+            quantizer.prepare(stats, self.workers)
         parts = self.workers.map(
             lambda start: quantizer(weight[start : start + rows], format, stats),
             range(0, len(weight), rows),

@@ -5,7 +5,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from pennyweight.core import Format, Quantized, Registry, Stats
+from pennyweight.core import Format, Mapper, Quantized, Registry, Stats
 
 
 @runtime_checkable
@@ -21,6 +21,15 @@ class Quantizer(Protocol):
 
     def __call__(self, weight: Float[Tensor, "out in"], format: Format, stats: Stats) -> Quantized:
         """Choose codes, scale and zero point. Must not modify its arguments."""
+        ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A quantizer with work that all rows share, better done once and by all threads."""
+
+    def prepare(self, stats: Stats, workers: Mapper) -> None:
+        """Leave the shared result in `stats.derive`; without it the first call makes it."""
         ...
 
 

@@ -18,7 +18,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pennyweight.core import Format, NumericalError, QTensor, Quantized, Stats, plain
+from pennyweight.core import (
+    Format,
+    Mapper,
+    NumericalError,
+    QTensor,
+    Quantized,
+    Serial,
+    Stats,
+    plain,
+)
 from pennyweight.formats.clipping import fractions, search_range
 from pennyweight.formats.rounding import fit
 from pennyweight.quantize.base import quantizer
@@ -47,10 +56,7 @@ class GPTQ:
         if not bool(weight.isfinite().all()):
             raise NumericalError("weight holds NaN or Inf, which no code can stand for")
         groups = format.groups(*weight.shape)
-        factor = stats.derive(
-            ("inverse factor", self.damp, self.act_order),
-            lambda: inverse_factor(stats, self.damp, self.act_order),
-        )
+        factor = self._factor(stats, Serial())
         # A scale that belongs to more than its own group cannot wait until the columns arrive.
         in_order = format.group_rows == 1 and not isinstance(format.scale, Format)
         early = self.act_order or not in_order or isinstance(format.zero_point, Format)
@@ -63,6 +69,15 @@ class GPTQ:
             fitted=self._fit_range(weight.float(), format, factor.diagonal) if early else None,
         )
         return Quantized(weight=solver.run(groups), notes={"damp": factor.damp})
+
+    def prepare(self, stats: Stats, workers: Mapper) -> None:
+        self._factor(stats, workers)
+
+    def _factor(self, stats: Stats, workers: Mapper) -> InverseFactor:
+        return stats.derive(
+            ("inverse factor", self.damp, self.act_order),
+            lambda: inverse_factor(stats, self.damp, self.act_order, workers),
+        )
 
     def _fit_range(self, weight: Tensor, format: Format, diagonal: Tensor):
         if self.range == "minmax":
