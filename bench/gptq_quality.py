@@ -52,15 +52,20 @@ class Texts:
         path.write_text(json.dumps(found.ids.tolist()))
         return path
 
-    def perplexity(self, model: Path) -> float:
+    def perplexity(self, model: Path) -> dict[str, float]:
+        """Value and the ends of its 95 % interval."""
         command = [sys.executable, "-m", "pennyweight", "eval", str(model), "--json"]
         command += ["--data", self.evaluate, "--context", str(self.tokens)]
         command += ["--document-tokens", str(self.tokens), "--max-tokens", str(self.max_tokens)]
         command += ["--split-at", self.split_at] if self.split_at else []
-        return json.loads(measure(command, THREADS).stdout)["perplexity"]["value"]
+        return json.loads(measure(command, THREADS).stdout)["perplexity"]
 
 
-def compare(model: Path, scheme: str, quantizer: str, texts: Texts) -> tuple[float, float]:
+def show(found: dict[str, float]) -> str:
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+
+def compare(model: Path, scheme: str, quantizer: str, texts: Texts) -> tuple[dict, dict]:
     """Perplexity of our result and of the peer's."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -100,11 +105,12 @@ def main() -> None:
     print(markdown(columns), flush=True)
     for model in args.models:
         dense = texts.perplexity(model)
-        print(row([model.name, "unquantized", "", f"{dense:.4f}", f"{dense:.4f}", ""]), flush=True)
+        print(row([model.name, "unquantized", "", show(dense), show(dense), ""]), flush=True)
         for scheme, quantizer in itertools.product(args.schemes, args.quantizers):
             ours, peer = compare(model, scheme, quantizer, texts)
-            excess = math.log(ours / dense) / math.log(peer / dense)
-            numbers = [f"{ours:.4f}", f"{peer:.4f}", f"{excess:.2f}"]
+            values = [found["value"] for found in (ours, peer, dense)]
+            excess = math.log(values[0] / values[2]) / math.log(values[1] / values[2])
+            numbers = [show(ours), show(peer), f"{excess:.2f}"]
             print(row([model.name, scheme, quantizer, *numbers]), flush=True)
 
 
