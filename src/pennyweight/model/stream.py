@@ -32,15 +32,18 @@ class Block:
     def loaded(self) -> Iterator[None]:
         """Read the weights from disk for the length of the `with` block, in the compute dtype."""
         children = dict(self.module.named_modules())
-        values = {name: self._read(name) for name in self.sources}
-        set_parameters(self.module, values)
+        empty = {}
+        for name in self.sources:
+            value = self._read(name)
+            set_parameters(self.module, {name: value})
+            empty[name] = value.to("meta")  # and no reference to the value: it can be replaced
         try:
             yield
         finally:
             for name, module in children.items():
                 if isinstance(module, nn.Linear):
                     self.replace(name, module)  # undo what was put in its place
-            set_parameters(self.module, {name: value.to("meta") for name, value in values.items()})
+            set_parameters(self.module, empty)
 
     def _read(self, name: str) -> Tensor:
         tensor = self._skeleton.read(self.sources[name])

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,14 @@ class Plan:
     def scheme(self, task: Task) -> Scheme:
         return parse_scheme(task.scheme, getattr(torch, self.dtype))
 
-    @property
+    @cached_property
     def by_tensor(self) -> dict[str, Task]:
         return {task.tensor: task for task in self.tasks}
 
     def dump(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return hashlib.sha256(self.dump().encode()).hexdigest()
 

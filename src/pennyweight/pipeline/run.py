@@ -16,7 +16,7 @@ from pennyweight.model.workers import Workers
 from pennyweight.pipeline.plan import Plan
 from pennyweight.pipeline.stage import Stage, install
 from pennyweight.pipeline.survey import Survey
-from pennyweight.pipeline.workdir import WorkDir
+from pennyweight.pipeline.workdir import Finished, WorkDir
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,23 +67,20 @@ class Run:
 
     def _quantize(self, block: Block, samples: list[Sample]) -> None:
         stage, finished = Stage(self.plan, self.survey, block, self.workers), []
-        for (
-            groups
-        ) in block.topology.stages:  # q,k,v | o | gate,up | down: later ones see earlier errors
+        # q,k,v | o | gate,up | down: the inputs of later ones come from quantized earlier ones
+        for groups in block.topology.stages:
             give_back()
             for one in stage.quantize(groups, samples):
                 finished.append(one)
-                self.progress.linear(
-                    block=block.index, name=one.tensor, loss=one.loss, metric=one.metric
-                )
-                for key, value in one.notes.items():
-                    if key == "fallback" or (
-                        key == "damp" and value != _asked_damp(self.plan, one.tensor)
-                    ):
-                        self.progress.say(
-                            f"{one.tensor}: {key} = {value} {one.notes.get('why', '')}"
-                        )
+                self._tell(block.index, one)
         self.work.save(block.index, finished)
+
+    def _tell(self, index: int, one: Finished) -> None:
+        self.progress.linear(block=index, name=one.tensor, loss=one.loss, metric=one.metric)
+        if "fallback" in one.notes:
+            self.progress.say(f"{one.tensor}: {one.notes['fallback']}, as {one.notes['why']}")
+        if "warning" in one.notes:
+            self.progress.say(f"{one.tensor}: {one.notes['warning']}")
 
     def _restore(self, block: Block) -> None:
         """Put the finished weights of an earlier run back, so that the samples can pass."""
@@ -91,9 +88,5 @@ class Run:
         for tensor in self.work.facts(block.index):
             task = tasks[tensor]
             q, input_scale = self.work.load(block.index, tensor, task)
-            local = next(s.local for s in self.survey.sites if s.tensor == tensor)
+            local = self.survey.by_tensor[tensor].local
             install(block, local, q, self.plan.scheme(task), input_scale)
-
-
-def _asked_damp(plan: Plan, tensor: str) -> float:
-    return getattr(plan.by_tensor[tensor].make(), "damp", 0.0)

@@ -141,16 +141,11 @@ def install(
     assert isinstance(linear, nn.Linear)
     if linear.weight.is_meta:
         return  # nothing is observed in this run, so the block was never loaded
-    weight = q.dequantize().to(block.dtype)
-    if scheme.activation is None:
-        replacement = nn.Linear(
-            weight.shape[1], weight.shape[0], bias=linear.bias is not None, device="meta"
-        )
-        replacement.weight = nn.Parameter(weight, requires_grad=False)
-        replacement.bias = linear.bias
-    else:
-        replacement = QuantizedLinear(weight, linear.bias, scheme.activation, input_scale)
-    block.replace(local, replacement)
+    weight = nn.Parameter(q.dequantize().to(block.dtype), requires_grad=False)
+    linear.weight = weight
+    if scheme.activation is not None:
+        rounding = QuantizedLinear(weight, linear.bias, scheme.activation, input_scale)
+        block.replace(local, rounding)
 
 
 def relative_loss(weight: Tensor, rounded: Tensor, stats: Stats) -> tuple[float, str]:

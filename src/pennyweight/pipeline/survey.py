@@ -4,6 +4,7 @@ input."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import nn
 
@@ -40,9 +41,13 @@ class Survey:
     def site(self, block: int, local: str) -> Site | None:
         return self._by_place.get((block, local))
 
-    @property
+    @cached_property
     def _by_place(self) -> dict[tuple[int, str], Site]:
         return {(site.block, site.local): site for site in self.sites}
+
+    @cached_property
+    def by_tensor(self) -> dict[str, Site]:
+        return {site.tensor: site for site in self.sites}
 
     def fused(self) -> list[tuple[Site, ...]]:
         """Sites that serving engines run as one matrix product."""

@@ -68,7 +68,13 @@ class GPTQ:
             fit_range=self._fit_range,
             fitted=self._fit_range(weight.float(), format, factor.diagonal) if early else None,
         )
-        return Quantized(weight=solver.run(groups), notes={"damp": factor.damp})
+        return Quantized(weight=solver.run(groups), notes=self._notes(factor.damp))
+
+    def _notes(self, damp: float) -> dict[str, float | str]:
+        if damp == self.damp:
+            return {"damp": damp}
+        why = f"the Hessian is nearly singular; damp was raised from {self.damp:g} to {damp:g}"
+        return {"damp": damp, "warning": why}
 
     def prepare(self, stats: Stats, workers: Mapper) -> None:
         self._factor(stats, workers)
