@@ -18,9 +18,9 @@ from pennyweight.pipeline.recipe import Calibrate, Recipe, Rule
 from pennyweight.pipeline.workdir import PLAN
 
 MODEL = "pylm"
-PROMPT = "class Stack:\n    def __init__(self):\n        self."
+PROMPT = 'def get_value(self, name, default=None):\n    """Return the'
 SAMPLE_TOKENS = 96
-TEMPERATURE, LIKELY = 0.7, 20  # greedy, a model this small goes round in circles
+TEMPERATURE, LIKELY = 0.5, 20  # greedy, a model this small goes round in circles
 EVALUATED_TOKENS = 60_000  # of each held-out module the first 2,000: a wide sample in seconds
 DOCUMENT_TOKENS = 2_000
 
