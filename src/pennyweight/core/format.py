@@ -85,8 +85,9 @@ class Format:
         """Shape of the scale of a `rows` x `cols` tensor. Raises FormatError on a ragged group."""
         high, wide = self.group_rows or max(rows, 1), self.group_size or max(cols, 1)
         if cols % wide:
-            sizes = [size for size in (256, 128, 64, 32, 16, 8) if cols % size == 0]
-            use = f"use {', '.join(map(str, sizes))}" if sizes else "use one group per row"
+            usual = [size for size in (256, 128, 64, 32, 16, 8) if cols % size == 0]
+            sizes = usual or [size for size in range(cols // 2, 1, -1) if cols % size == 0]
+            use = f"use {', '.join(map(str, sizes[:6]))}" if sizes else "use one group per row"
             raise FormatError(f"in_features {cols} is not a multiple of group_size {wide}; {use}")
         if rows % high:
             raise FormatError(f"out_features {rows} is not a multiple of group_rows {high}")

@@ -17,6 +17,8 @@ from pennyweight.model.linear import QuantizedLinear
 from pennyweight.model.resolve import resolve_model
 from pennyweight.model.skeleton import Skeleton
 
+TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab.*", "*.tiktoken", "*bpe*")
+
 
 def load_model(
     path: str | Path, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
@@ -72,6 +74,11 @@ def _round_activations(skeleton: Skeleton, checkpoint: CompressedCheckpoint) -> 
 def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Raises CheckpointError if the directory has none that transformers can read."""
     directory = resolve_model(path)
+    if not any(next(directory.glob(p), None) for p in TOKENIZER_FILES):
+        # Without any, transformers makes up an empty one, and every text has no tokens.
+        raise CheckpointError(
+            f"{directory}: holds no tokenizer; give text as token ids, a .json list of lists of ids"
+        )
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
