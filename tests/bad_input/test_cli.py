@@ -38,7 +38,7 @@ def run(monkeypatch, capsys):
         (["--samples", "0"], "calibrate.samples: expected 1 to"),
         (["--recipe", "none.toml"], "none.toml: no such recipe"),
         (["--calibrate", "none.json"], "none.json: no such file"),
-        (["--calibrate", "none.txt"], "no tokenizer that can be read here"),
+        (["--calibrate", "none.txt"], "holds no tokenizer; give text as token ids"),
         (["--device", "cuda"], "only cpu is supported"),
     ],
 )
