@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -49,30 +50,27 @@ def write_safetensors(path: Path, entries: Iterable[Entry], metadata: Mapping[st
     # Widest dtype first keeps every tensor aligned; then by name, so that the order is nobody's
     # choice.
     ordered = sorted(entries, key=lambda e: (-e.dtype.itemsize, e.name))
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(_header(ordered, metadata))
-            for entry in ordered:
-                tensor = entry.make().contiguous()
-                assert tensor.dtype == entry.dtype and tuple(tensor.shape) == entry.shape, (
-                    entry.name
-                )
-                file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
-        replace_file(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise disk_error(path, error) from None
+    with _placed(path) as file:
+        file.write(_header(ordered, metadata))
+        for entry in ordered:
+            tensor = entry.make().contiguous()
+            assert tensor.dtype == entry.dtype and tuple(tensor.shape) == entry.shape, entry.name
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def write_text(path: Path, text: str) -> None:
     """As `write_safetensors`, for a text file."""
+    with _placed(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def _placed(path: Path) -> Iterator[BinaryIO]:
+    """A file under another name, which gets the name `path` when it is whole and on the disk."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         replace_file(temporary, path)

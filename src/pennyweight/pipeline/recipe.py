@@ -94,16 +94,19 @@ def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
         if isinstance(rule, dict):
             _unfold_quantizer(rule, where)
     unknown_keys(Recipe, data, where)
+    recipe = _typed(Recipe, data, f"{where}: ")
+    _validate(recipe, where)
+    return recipe
+
+
+def _typed(cls: type, data: Mapping[str, Any], where: str) -> Any:
+    """The dataclass with these fields; a RecipeError begins with `where` and the field's path."""
     try:
-        recipe = adapter(Recipe).validate_python(data)
+        return adapter(cls).validate_python(dict(data))
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(map(str, first["loc"]))
-        raise RecipeError(
-            f"{where}: {path}: {first['msg']}, found {first['input']!r:.80}"
-        ) from None
-    _validate(recipe, where)
-    return recipe
+        raise RecipeError(f"{where}{path}: {first['msg']}, found {first['input']!r:.80}") from None
 
 
 def _validate(recipe: Recipe, where: str) -> None:
@@ -137,14 +140,7 @@ def make_quantizer(name: str, options: Mapping[str, Any], where: str):
     with _at(where):
         cls = QUANTIZERS[name]
     unknown_keys(cls, options, f"{where}: {name}")
-    try:
-        made = adapter(cls).validate_python(dict(options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise RecipeError(
-            f"{where}: {name}.{key}: {first['msg']}, found {first['input']!r:.80}"
-        ) from None
+    made = _typed(cls, options, f"{where}: {name}.")
     for key in options:
         value = getattr(made, key)
         if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):
