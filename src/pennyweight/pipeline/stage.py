@@ -54,7 +54,7 @@ class Stage:
         observed = [group for group in work if needs[group]]
         stats = self._observe(observed, needs, samples) if observed else {}
         for group, tasks in work.items():
-            yield from self._solve(group, tasks, stats.pop(group, Stats()), needs[group])
+            yield from self._solve(group, tasks, stats.pop(group, Stats()))
 
     def _tasks(self, group: Group) -> list[tuple[Site, Task]]:
         sites = [self.survey.site(self.block.index, name) for name in group.linears]
@@ -73,9 +73,7 @@ class Stage:
             del part
         return {group: collector.stats() for group, collector in collectors.items()}
 
-    def _solve(
-        self, group: Group, tasks, stats: Stats, needs: frozenset[str]
-    ) -> Iterator[Finished]:
+    def _solve(self, group: Group, tasks, stats: Stats) -> Iterator[Finished]:
         for bundle in _bundles(tasks):
             weights = [self.block.weight(site.local) for site, _ in bundle]
             tensors, task = [site.tensor for site, _ in bundle], bundle[0][1]
