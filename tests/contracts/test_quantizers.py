@@ -6,7 +6,6 @@ import torch
 from pennyweight.core import FormatError, NumericalError, Stats
 from pennyweight.formats.rounding import round_to_nearest
 from pennyweight.formats.storage import pack, unpack
-from pennyweight.pipeline.stage import join_rows
 from pennyweight.quantize import QUANTIZERS
 from tests.contracts.problems import output_loss, problem
 from tests.formats.examples import formats
@@ -61,7 +60,7 @@ def test_rows_are_independent(quantize, name):
     weight, stats = problem(rows=64)
     whole = quantize(weight, FORMATS[name], stats).weight
     parts = [quantize(weight[i : i + 32], FORMATS[name], stats).weight for i in (0, 32)]
-    assert_equal(join_rows(parts), whole)
+    assert_equal(parts[0].join(parts[1:]), whole)
 
 
 def test_the_order_of_rows_does_not_matter(quantize):

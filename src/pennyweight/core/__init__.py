@@ -1,5 +1,6 @@
 """The nouns: small frozen dataclasses that every other package passes around."""
 
+from pennyweight.core.correction import Correction, LowRank, Sparse
 from pennyweight.core.errors import (
     CheckpointError,
     DataError,
@@ -21,10 +22,12 @@ from pennyweight.core.stats import Stats
 __all__ = [
     "ActivationFormat",
     "CheckpointError",
+    "Correction",
     "DataError",
     "Format",
     "FormatError",
     "Grid",
+    "LowRank",
     "Mapper",
     "NumericalError",
     "PennyweightError",
@@ -35,6 +38,7 @@ __all__ = [
     "Registry",
     "Scheme",
     "Serial",
+    "Sparse",
     "Stats",
     "UnknownNameError",
     "UnsupportedError",

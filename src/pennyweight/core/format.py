@@ -10,7 +10,8 @@ K-quants.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -109,6 +110,29 @@ class QTensor:
         value = blocked(self.format.grid.decode(self.codes), scale.shape)
         zero = self.format.grid.middle if zero_point is None else zero_point[:, None, :, None]
         return ((value - zero) * scale[:, None, :, None]).view(self.codes.shape)
+
+    def rows(self, start: int, stop: int) -> QTensor:
+        """Rows start .. stop - 1; its groups must lie within rows."""
+        return self._each([self], lambda parts: parts[0][start:stop])
+
+    def join(self, others: list[QTensor]) -> QTensor:
+        """The inverse of cutting with `rows`."""
+        return self._each([self, *others], torch.cat)
+
+    def _each(self, parts: list[QTensor], how: Callable[[list[Tensor]], Tensor]) -> QTensor:
+        """`how` of the tensors in the same place of all parts, all the way down."""
+
+        def one(values: list):
+            if isinstance(values[0], QTensor):
+                return values[0]._each(values, how)
+            return None if values[0] is None else how(values)
+
+        return replace(
+            self,
+            codes=how([part.codes for part in parts]),
+            scale=one([part.scale for part in parts]),
+            zero_point=one([part.zero_point for part in parts]),
+        )
 
 
 def plain(value):

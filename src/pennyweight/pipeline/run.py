@@ -77,16 +77,17 @@ class Run:
 
     def _tell(self, index: int, one: Finished) -> None:
         self.progress.linear(block=index, name=one.tensor, loss=one.loss, metric=one.metric)
-        if "fallback" in one.notes:
-            self.progress.say(f"{one.tensor}: {one.notes['fallback']}, as {one.notes['why']}")
-        if "warning" in one.notes:
-            self.progress.say(f"{one.tensor}: {one.notes['warning']}")
+        notes = one.quantized.notes
+        if "fallback" in notes:
+            self.progress.say(f"{one.tensor}: {notes['fallback']}, as {notes['why']}")
+        if "warning" in notes:
+            self.progress.say(f"{one.tensor}: {notes['warning']}")
 
     def _restore(self, block: Block) -> None:
         """Put the finished weights of an earlier run back, so that the samples can pass."""
         tasks = self.plan.by_tensor
         for tensor in self.work.facts(block.index):
             task = tasks[tensor]
-            q, input_scale = self.work.load(block.index, tensor, task)
+            quantized, input_scale = self.work.load(block.index, tensor, task)
             local = self.survey.by_tensor[tensor].local
-            install(block, local, q, self.plan.scheme(task), input_scale)
+            install(block, local, quantized.dequantize(), self.plan.scheme(task), input_scale)

@@ -3,16 +3,16 @@ block."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from pennyweight.core import (
+    DataError,
     Format,
     PennyweightError,
-    QTensor,
     Quantized,
     Scheme,
     Stats,
@@ -25,12 +25,11 @@ from pennyweight.model.topology import Group
 from pennyweight.model.workers import Workers
 from pennyweight.observe.collect import Collector
 from pennyweight.pipeline.plan import Plan, Task
+from pennyweight.pipeline.solve import looks_at_whole_tensors, solve
 from pennyweight.pipeline.survey import Site, Survey
 from pennyweight.pipeline.workdir import Finished
-from pennyweight.quantize.base import Prepares
 
 CHUNK = 4  # samples whose inputs are held at once: bounds memory, and is the order of the sums
-ROWS = 1024  # output rows solved per task
 LOSS_ROWS = 128  # rows on which the reported loss is computed: it is a progress figure
 
 
@@ -53,8 +52,9 @@ class Stage:
         }
         observed = [group for group in work if needs[group]]
         stats = self._observe(observed, needs, samples) if observed else {}
+        largest = largest_absmax(stats.values())
         for group, tasks in work.items():
-            yield from self._solve(group, tasks, stats.pop(group, Stats()))
+            yield from self._solve(group, tasks, stats.pop(group, Stats()), largest)
 
     def _tasks(self, group: Group) -> list[tuple[Site, Task]]:
         sites = [self.survey.site(self.block.index, name) for name in group.linears]
@@ -73,48 +73,71 @@ class Stage:
             del part
         return {group: collector.stats() for group, collector in collectors.items()}
 
-    def _solve(self, group: Group, tasks, stats: Stats) -> Iterator[Finished]:
+    def _solve(
+        self, group: Group, tasks, stats: Stats, largest: Tensor | None
+    ) -> Iterator[Finished]:
         for bundle in _bundles(tasks):
             weights = [self.block.weight(site.local) for site, _ in bundle]
             tensors, task = [site.tensor for site, _ in bundle], bundle[0][1]
             scheme = self.plan.scheme(task)
             try:
                 solved = self._round(torch.cat(weights), scheme.weight, task, stats, group)
+                input_scale, note = self._input_scale(group, scheme, stats, largest)
             except PennyweightError as error:
                 raise type(error)(f"{', '.join(tensors)}: {error}") from None
-            input_scale = None
-            if scheme.activation is not None and not scheme.activation.dynamic:
-                stored = scheme.weight.scale
-                assert stats.absmax is not None and isinstance(stored, torch.dtype)
-                input_scale = static_input_scale(stats.absmax, scheme.activation, stored)
             start = 0
             for (site, _), weight in zip(bundle, weights, strict=True):
-                q = take_rows(solved.weight, start, start + len(weight))
+                part = solved.rows(start, start + len(weight)) if len(bundle) > 1 else solved
                 start += len(weight)
-                install(self.block, site.local, q, scheme, input_scale)
-                loss, metric = relative_loss(weight, q.dequantize(), stats)
+                rounded = part.dequantize()
+                install(self.block, site.local, rounded, scheme, input_scale)
+                loss, metric = relative_loss(weight, rounded, stats)
                 yield Finished(
-                    tensor=site.tensor, weight=q, loss=loss, metric=metric, tokens=stats.tokens,
-                    notes=dict(solved.notes), input_scale=input_scale,
+                    tensor=site.tensor, quantized=replace(part, notes={**part.notes, **note}),
+                    loss=loss, metric=metric, tokens=stats.tokens, input_scale=input_scale,
                 )  # fmt: skip
 
     def _round(
         self, weight: Tensor, format: Format, task: Task, stats: Stats, group: Group
     ) -> Quantized:
         quantizer = task.make()
-        starved = stats.tokens < self.plan.min_expert_tokens and is_expert(group)
-        if quantizer.needs and starved:
+        if quantizer.needs and self._is_starved(group, stats):
             note = {"fallback": "rtn", "why": f"the expert saw {stats.tokens} tokens"}
             return Quantized(weight=round_to_nearest(weight, format), notes=note)
-        rows = ROWS if format.group_rows == 1 else len(weight)
-        if isinstance(quantizer, Prepares):
-            quantizer.prepare(stats, self.workers)
-        parts = self.workers.map(
-            lambda start: quantizer(weight[start : start + rows], format, stats),
-            range(0, len(weight), rows),
-        )
-        joined = join_rows([part.weight for part in parts])
-        return Quantized(weight=joined, notes=parts[0].notes)
+        return solve(quantizer, weight, format, stats, self.workers)
+
+    def _is_starved(self, group: Group, stats: Stats) -> bool:
+        return stats.tokens < self.plan.min_expert_tokens and is_expert(group)
+
+    def _input_scale(
+        self, group: Group, scheme: Scheme, stats: Stats, largest: Tensor | None
+    ) -> tuple[Tensor | None, dict[str, str]]:
+        """The static scale of a group's input, and a note if it is not the group's own.
+
+        largest: |x| of each channel over all groups of the stage, which are experts if there are
+        several: an expert that saw too few tokens takes the range of them all.
+        """
+        activation, stored = scheme.activation, scheme.weight.scale
+        if activation is None or activation.dynamic:
+            return None, {}
+        assert isinstance(stored, torch.dtype), "static schemes store scales in a dtype"
+        if stats.absmax is not None and not self._is_starved(group, stats):
+            return static_input_scale(stats.absmax, activation, stored), {}
+        if largest is None or not is_expert(group):
+            raise DataError(
+                "no calibration token reached it, and a static input scale is fixed by those that "
+                "do; calibrate on more or other text, or use W8A8, whose scales are dynamic"
+            )
+        why = f"the largest of the block's experts, as this one saw {stats.tokens} tokens"
+        return static_input_scale(largest, activation, stored), {"input_scale": why}
+
+
+def largest_absmax(stats: Iterable[Stats]) -> Tensor | None:
+    """Channel by channel over all of one width; None if nothing was seen, or widths differ."""
+    seen = [one.absmax for one in stats if one.absmax is not None]
+    if not seen or len({len(absmax) for absmax in seen}) > 1:
+        return None
+    return torch.stack(seen).amax(0)
 
 
 def is_expert(group: Group) -> bool:
@@ -126,23 +149,23 @@ def _bundles(tasks: list[tuple[Site, Task]]) -> list[list[tuple[Site, Task]]]:
     """Linears of one group with the same scheme and quantizer: their rows are solved together."""
     bundles: dict[str, list[tuple[Site, Task]]] = {}
     for site, task in tasks:
-        same = repr((task.scheme, task.quantizer, sorted(task.options.items())))
+        alone = site.tensor if looks_at_whole_tensors(task.make()) else ""
+        same = repr((task.scheme, task.quantizer, sorted(task.options.items()), alone))
         bundles.setdefault(same, []).append((site, task))
     return list(bundles.values())
 
 
 def install(
-    block: Block, local: str, q: QTensor, scheme: Scheme, input_scale: Tensor | None
+    block: Block, local: str, weight: Tensor, scheme: Scheme, input_scale: Tensor | None
 ) -> None:
     """From here on the block computes with the quantized weight (and rounded activation)."""
     linear = block.module.get_submodule(local)
     assert isinstance(linear, nn.Linear)
     if linear.weight.is_meta:
         return  # nothing is observed in this run, so the block was never loaded
-    weight = nn.Parameter(q.dequantize().to(block.dtype), requires_grad=False)
-    linear.weight = weight
+    linear.weight = nn.Parameter(weight.to(block.dtype), requires_grad=False)
     if scheme.activation is not None:
-        rounding = QuantizedLinear(weight, linear.bias, scheme.activation, input_scale)
+        rounding = QuantizedLinear(linear.weight, linear.bias, scheme.activation, input_scale)
         block.replace(local, rounding)
 
 
@@ -158,28 +181,3 @@ def relative_loss(weight: Tensor, rounded: Tensor, stats: Stats) -> tuple[float,
 
 def _ratio(error: Tensor, signal: Tensor) -> float:
     return (error / signal).item() if signal > 0 else 0.0
-
-
-def take_rows(q: QTensor, start: int, stop: int) -> QTensor:
-    """Rows start .. stop - 1 of a QTensor whose groups lie within rows."""
-    part = lambda value: (
-        take_rows(value, start, stop) if isinstance(value, QTensor) else value[start:stop]
-    )
-    return replace(
-        q, codes=q.codes[start:stop], scale=part(q.scale),
-        zero_point=None if q.zero_point is None else part(q.zero_point),
-    )  # fmt: skip
-
-
-def join_rows(parts: list[QTensor]) -> QTensor:
-    """The inverse of cutting with `take_rows`."""
-    if len(parts) == 1:
-        return parts[0]
-
-    def join(values):
-        return join_rows(values) if isinstance(values[0], QTensor) else torch.cat(values)
-
-    return replace(
-        parts[0], codes=torch.cat([q.codes for q in parts]), scale=join([q.scale for q in parts]),
-        zero_point=None if parts[0].zero_point is None else join([q.zero_point for q in parts]),
-    )  # fmt: skip

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
 
-from pennyweight.core import CheckpointError, QTensor
+from pennyweight.core import CheckpointError, Quantized
+from pennyweight.formats.corrections import pack_corrections, unpack_corrections
 from pennyweight.formats.storage import pack, unpack
 from pennyweight.model.checkpoint import read_header
 from pennyweight.model.writer import Entry, disk_errors, write_safetensors, write_text
@@ -26,17 +27,22 @@ class Finished:
     """One quantized linear, and what is known of how it went."""
 
     tensor: str
-    weight: QTensor
+    quantized: Quantized
     loss: float  # squared error relative to the signal
     metric: str  # of what: "output" (weighted by the inputs seen) or "weight"
     tokens: int = 0  # calibration tokens its input saw
-    notes: dict[str, Any] = field(default_factory=dict)
     input_scale: Tensor | None = None  # [1, 1], of a static activation format
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """out, in"""
+        rows, cols = self.quantized.weight.codes.shape
+        return rows, cols
 
     @property
     def digest(self) -> str:
         """Of the dequantized values: what every later reading of the weight must reproduce."""
-        return digest(self.weight.dequantize())
+        return digest(self.quantized.dequantize())
 
 
 def digest(weight: Tensor) -> str:
@@ -78,13 +84,14 @@ class WorkDir:
         """Write the file of block `index`; it appears whole or not at all."""
         entries, facts = [], {}
         for one in finished:
-            parts = pack(one.weight)
+            parts = pack(one.quantized.weight) | pack_corrections(one.quantized.corrections)
             if one.input_scale is not None:
                 parts["input_scale"] = one.input_scale
             entries += [Entry.of(f"{one.tensor}.{part}", tensor) for part, tensor in parts.items()]
             facts[one.tensor] = {
-                "shape": list(one.weight.codes.shape), "loss": one.loss, "metric": one.metric,
-                "tokens": one.tokens, "notes": one.notes, "digest": one.digest,
+                "shape": list(one.shape), "loss": one.loss, "metric": one.metric,
+                "tokens": one.tokens, "notes": dict(one.quantized.notes), "digest": one.digest,
+                "bytes": sum(tensor.nbytes for tensor in parts.values()), "parts": sorted(parts),
             }  # fmt: skip
         metadata = {"plan": self.plan.digest, "linears": json.dumps(facts, sort_keys=True)}
         write_safetensors(self.block_file(index), entries, metadata)
@@ -104,7 +111,7 @@ class WorkDir:
             raise CheckpointError(f"{file}: from another plan; delete {self.path} to start again")
         return json.loads(metadata["linears"])
 
-    def load(self, index: int, tensor: str, task: Task) -> tuple[QTensor, Tensor | None]:
+    def load(self, index: int, tensor: str, task: Task) -> tuple[Quantized, Tensor | None]:
         """The finished weight and static input scale (or None) of one tensor."""
         shape = self.facts(index)[tensor]["shape"]
         with safe_open(self.block_file(index), framework="pt") as opened:
@@ -113,8 +120,12 @@ class WorkDir:
                 for name in list(opened.keys())
                 if name.startswith(f"{tensor}.")
             }
-        format = self.plan.scheme(task).weight
-        return unpack(parts, format, (shape[0], shape[1])), parts.get("input_scale")
+        size = (shape[0], shape[1])
+        quantized = Quantized(
+            weight=unpack(parts, self.plan.scheme(task).weight, size),
+            corrections=unpack_corrections(parts, size),
+        )
+        return quantized, parts.get("input_scale")
 
     def part(self, index: int, tensor: str, part: str) -> Tensor:
         """One stored part (`codes`, `scale`, ...) of a finished weight, as bytes are on disk."""

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pennyweight.core import Format, Mapper, Quantized, Registry, Stats
@@ -13,7 +13,7 @@ class Quantizer(Protocol):
     """Rows are independent: quantizing a slice of rows gives the slice of the result.
 
     The pipeline relies on it to solve several linears that share an input at once and to spread
-    rows over threads.
+    rows over threads. What does depend on other rows goes into one of the protocols below.
     """
 
     needs: ClassVar[frozenset[str]]  # the fields of Stats it reads
@@ -30,6 +30,33 @@ class Prepares(Protocol):
 
     def prepare(self, stats: Stats, workers: Mapper) -> None:
         """Leave the shared result in `stats.derive`; without it the first call makes it."""
+        ...
+
+
+@runtime_checkable
+class Selects(Protocol):
+    """A quantizer that first chooses weights to keep, looking at the whole tensor."""
+
+    def select(
+        self, weight: Float[Tensor, "out in"], format: Format, stats: Stats, workers: Mapper
+    ) -> Bool[Tensor, "out in"]:
+        """The mask that `__call__` then finds, cut to its rows, in `stats.keep`."""
+        ...
+
+
+@runtime_checkable
+class Finishes(Protocol):
+    """A quantizer with a last step over the whole tensor, such as a correction of low rank."""
+
+    def finish(
+        self,
+        weight: Float[Tensor, "out in"],
+        quantized: Quantized,
+        format: Format,
+        stats: Stats,
+        workers: Mapper,
+    ) -> Quantized:
+        """`quantized` with what the last step adds to it."""
         ...
 
 
