@@ -32,15 +32,18 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_sizes.py
 	$(BIN)/python tools/paste_help.py --check
+	$(BIN)/python tools/list_methods.py --check
 	$(PYTEST)
 
 fix: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/python tools/paste_help.py
+	$(BIN)/python tools/list_methods.py
 
 docs: $(STAMP)
 	$(BIN)/python tools/paste_help.py
+	$(BIN)/python tools/list_methods.py
 
 peers:
 	sh tools/setup_peers.sh llmcompressor

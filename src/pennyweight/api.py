@@ -13,14 +13,17 @@ They raise PennyweightError for whatever a caller can mend. Apart from the packa
 
 from pennyweight.core import PennyweightError, Progress
 from pennyweight.evaluate import Evaluation, Settings
+from pennyweight.model.attention import AttentionFormats
+from pennyweight.model.load import load_model
 from pennyweight.pipeline.check import CheckReport, check
 from pennyweight.pipeline.evaluate import evaluate
 from pennyweight.pipeline.finish import export
 from pennyweight.pipeline.prove import prove
 from pennyweight.pipeline.quantize import Result, quantize
-from pennyweight.pipeline.recipe import Calibrate, Recipe, Rule, load_recipe
+from pennyweight.pipeline.recipe import Calibrate, Recipe, Rewrite, Rule, load_recipe
 
 __all__ = [
+    "AttentionFormats",
     "Calibrate",
     "CheckReport",
     "Evaluation",
@@ -28,11 +31,13 @@ __all__ = [
     "Progress",
     "Recipe",
     "Result",
+    "Rewrite",
     "Rule",
     "Settings",
     "check",
     "evaluate",
     "export",
+    "load_model",
     "load_recipe",
     "prove",
     "quantize",

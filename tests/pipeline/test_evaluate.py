@@ -6,6 +6,7 @@ import torch
 
 from pennyweight.core import DataError, UnknownNameError
 from pennyweight.evaluate import Settings
+from pennyweight.model.attention import AttentionFormats
 from pennyweight.model.load import load_model, load_tokenizer
 from pennyweight.model.text import documents
 from pennyweight.pipeline.evaluate import evaluate
@@ -103,6 +104,35 @@ def test_token_ids_need_no_tokenizer(tmp_path):
 def test_unknown_data_fails_before_a_model_is_loaded():
     with pytest.raises(UnknownNameError, match="stdlib"):
         evaluate("no such model", data=["stdlibb"])
+
+
+def test_rounded_attention_is_of_the_model_and_is_reported(tiny, text):
+    plain = evaluate(tiny, data=[text])
+    assert (plain.attention, plain.kv_cache_bits) == (AttentionFormats(), None)
+    formats = AttentionFormats(kv_cache="int4_static", qk="int8", calibrate=(text,))
+    found = evaluate(tiny, against=tiny, data=[text], attention=formats)
+    assert (found.attention, found.kv_cache_bits) == (formats, 4.0)
+    assert found.comparison.kl_nats.value > 0
+    assert found.comparison.perplexity == plain.perplexity
+    assert found.to_dict()["attention"] == {
+        "kv_cache": "int4_static", "qk": "int8", "pv": None, "calibrate": [text],
+    }  # fmt: skip
+    again = evaluate(tiny, against=tiny, data=[text], attention=formats)
+    assert again == found
+    with pytest.raises(UnknownNameError, match="unknown format 'int9'"):
+        evaluate("no such model", attention=AttentionFormats(pv="int9"))
+
+
+def test_more_bits_of_the_cache_are_nearer():
+    """On the bundled model; measured on 20,000 tokens: 0.00006, 0.019 and 1.33 nats."""
+    found = [
+        evaluate(
+            "pylm", against="pylm", settings=Settings(max_tokens=1000),
+            attention=AttentionFormats(kv_cache=name),
+        ).comparison.kl_nats.value
+        for name in ("int8", "int4_g32", "int2_g32")
+    ]  # fmt: skip
+    assert 0 < 50 * found[0] < found[1] < found[2] / 10
 
 
 def slow_perplexity(name: str, stories: int) -> tuple[float, int]:

@@ -35,7 +35,8 @@ def check_command(
     trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Sizes, estimates and warnings for quantizing MODEL; reads headers, no weights."""
+    """Sizes, estimates and warnings for quantizing MODEL; reads headers, and weights only where a
+    rule chooses between schemes."""
     from pennyweight.pipeline.check import check
 
     report = check(

@@ -46,6 +46,18 @@ def eval_command(
     document_tokens: Annotated[
         int | None, typer.Option(help="Take only so many tokens of each document.")
     ] = None,
+    kv_cache: Annotated[
+        str | None,
+        typer.Option(help="Round the model's keys and values, as int8, fp8_static, int4_g32_asym."),
+    ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(help="Round the operands of QK and PV, as int8; of one of them, as pv:fp8."),
+    ] = None,
+    calibrate: Annotated[
+        list[str] | None,
+        typer.Option(help="Text for the scales of _static formats: stdlib (if none) or a file."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; all if not given.")
@@ -60,6 +72,7 @@ def eval_command(
     import torch
 
     from pennyweight.evaluate import Settings
+    from pennyweight.model.attention import AttentionFormats
     from pennyweight.pipeline.evaluate import DEFAULT_DATA, evaluate
 
     if threads is not None:
@@ -78,11 +91,27 @@ def eval_command(
                 document_tokens=document_tokens,
                 seed=seed,
             ),
+            attention=AttentionFormats(
+                kv_cache=kv_cache, **_products(attention), calibrate=tuple(calibrate or ["stdlib"])
+            ),
         )
     if as_json:
         typer.echo(json.dumps(evaluation.to_dict(), indent=2))
     else:
         show(evaluation, Console())
+
+
+def _products(attention: str | None) -> dict[str, str]:
+    """Product -> format, of `int8` (both), `qk:int8`, or `qk:int8,pv:fp8`."""
+    if attention is None:
+        return {}
+    if ":" not in attention:
+        return {"qk": attention, "pv": attention}
+    parts = [part.partition(":") for part in attention.split(",")]
+    found = {product: name for product, _, name in parts}
+    if unknown := found.keys() - {"qk", "pv"}:
+        raise typer.BadParameter(f"{min(unknown)!r} is no product of attention; use qk: or pv:")
+    return found
 
 
 def show(evaluation: "Evaluation", console: Console) -> None:
@@ -128,6 +157,7 @@ def _conditions(evaluation: "Evaluation") -> list[str]:
     reference = f" against {evaluation.reference}" if evaluation.reference else ""
     return [
         f"model: {evaluation.model}{reference}",
+        *_rounded(evaluation),
         f"data: {', '.join(evaluation.data)}{split}{first if settings.document_tokens else ''}",
         f"scored: {evaluation.tokens} tokens, {evaluation.bytes:.0f} bytes, {evaluation.documents} "
         f"documents{skipped}, {evaluation.windows} windows",
@@ -135,3 +165,17 @@ def _conditions(evaluation: "Evaluation") -> list[str]:
         f"interval: paired bootstrap over {evaluation.unit}s, {settings.resamples} resamples, "
         f"seed {settings.seed}",
     ]
+
+
+def _rounded(evaluation: "Evaluation") -> list[str]:
+    """What is rounded in the attention of the model; nothing where nothing is."""
+    formats = evaluation.attention
+    said = []
+    if formats.kv_cache:
+        said.append(f"KV cache {formats.kv_cache} ({evaluation.kv_cache_bits:.4g} bits a number)")
+    for product, name in (("QK", formats.qk), ("PV", formats.pv)):
+        if name:
+            said.append(f"operands of {product} {name}")
+    if formats.static:
+        said.append(f"static scales from {', '.join(formats.calibrate)}")
+    return [f"rounded in the model: {'; '.join(said)}"] if said else []

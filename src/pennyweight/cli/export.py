@@ -16,13 +16,16 @@ def export_command(
     model: Annotated[
         str | None, typer.Option(help="Where the source model is now, if it has moved.")
     ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="compressed-tensors, packed or dense; else as planned.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the proof as JSON.")] = False,
 ) -> None:
-    """Write the compressed-tensors checkpoint of a finished work directory, and prove it."""
+    """Write the checkpoint of a finished work directory, and prove it."""
     from pennyweight.cli.quantize import show_proof
     from pennyweight.pipeline.finish import export
 
-    proof = export(work, output, model=model)
+    proof = export(work, output, model=model, target=target)
     if as_json:
         typer.echo(json.dumps(proof, indent=1))
     else:

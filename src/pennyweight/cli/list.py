@@ -1,44 +1,81 @@
 """`pennyweight list`: what can be named in a recipe, from the tables themselves."""
 
+from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+Row = tuple[str, ...]
+
 
 class Kind(StrEnum):
     formats = "formats"
-    quantizers = "quantizers"
     schemes = "schemes"
+    quantizers = "quantizers"
+    transforms = "transforms"
+    saliencies = "saliencies"
+    targets = "targets"
 
 
 def list_command(kind: Annotated[Kind, typer.Argument(help="Which table.")]) -> None:
-    """List the formats, quantizers or schemes by name."""
-    table = Table(box=None, show_header=False)
+    """List what a recipe can name: one line each, and where it is described."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)  # the name, to be copied
     for row in ROWS[kind]():
         table.add_row(*row)
     Console(highlight=False).print(table)
 
 
-def _formats():
-    from pennyweight.formats import GRIDS
+def _formats() -> list[Row]:
+    from pennyweight.formats.schemes import GRAMMAR
 
-    return [(name, f"{grid.bits} bits, {2**grid.bits} values") for name, grid in GRIDS.items()]
-
-
-def _quantizers():
-    from pennyweight.quantize import QUANTIZERS
-
-    lines = {name: (cls.__doc__ or "").strip().splitlines()[0] for name, cls in QUANTIZERS.items()}
-    return [(name, line, QUANTIZERS[name].source) for name, line in lines.items()]
+    return [(shape, about, source) for shape, about, source in GRAMMAR]
 
 
-def _schemes():
+def _schemes() -> list[Row]:
     from pennyweight.formats.schemes import COMMON
 
     return [(name,) for name in COMMON]
 
 
-ROWS = {Kind.formats: _formats, Kind.quantizers: _quantizers, Kind.schemes: _schemes}
+def _quantizers() -> list[Row]:
+    from pennyweight.quantize import QUANTIZERS
+
+    return _described(QUANTIZERS)
+
+
+def _transforms() -> list[Row]:
+    from pennyweight.transform import TRANSFORMS
+
+    return _described(TRANSFORMS)
+
+
+def _saliencies() -> list[Row]:
+    from pennyweight.saliency import SALIENCIES
+
+    return _described(SALIENCIES)
+
+
+def _targets() -> list[Row]:
+    from pennyweight.export import TARGETS
+
+    return [(name, target.about, target.serves) for name, target in TARGETS.items()]
+
+
+def _described(table: Mapping[str, Any]) -> list[Row]:
+    """The first line of each docstring, and the source."""
+    lines = {name: (cls.__doc__ or "").strip().splitlines()[0] for name, cls in table.items()}
+    return [(name, line, table[name].source) for name, line in lines.items()]
+
+
+ROWS: dict[Kind, Callable[[], list[Row]]] = {
+    Kind.formats: _formats,
+    Kind.schemes: _schemes,
+    Kind.quantizers: _quantizers,
+    Kind.transforms: _transforms,
+    Kind.saliencies: _saliencies,
+    Kind.targets: _targets,
+}

@@ -1,12 +1,18 @@
-"""The command line: verbs, and one place where errors become one line."""
+"""The command line: verbs, and one place where errors become one line.
+
+What is imported here is light. Verbs import torch and transformers when they run, so that help and
+wrong usage answer at once.
+"""
 
 import os
 import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from pennyweight import __version__
 from pennyweight.cli.check import check_command
 from pennyweight.cli.demo import demo_command
 from pennyweight.cli.eval import eval_command
@@ -14,10 +20,11 @@ from pennyweight.cli.export import export_command
 from pennyweight.cli.list import list_command
 from pennyweight.cli.prove import prove_command
 from pennyweight.cli.quantize import quantize_command
-from pennyweight.core.errors import PennyweightError
+
+if TYPE_CHECKING:
+    from pennyweight.core import PennyweightError
 
 app = typer.Typer(
-    help="Make language models cheap to run without making them worse.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -31,6 +38,23 @@ app.command("list")(list_command)
 app.command("demo")(demo_command)
 
 
+def _show_version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"pennyweight {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Say which this is."),
+    ] = False,
+) -> None:
+    """Make language models cheap to run without making them worse."""
+
+
 def main() -> None:
     """Exit 0 done, 1 an error the user can mend, 2 wrong usage, 130 interrupted."""
     os.environ.setdefault(
@@ -38,14 +62,23 @@ def main() -> None:
     )  # its remarks are about its own loading
     try:
         app()
-    except PennyweightError as error:
+    except SystemExit:
+        raise  # here, because the last clause would import torch to compare with
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; repeat the command to continue where it was")
+        sys.exit(130)
+    except _user_error() as error:
         Console(stderr=True, highlight=False).print(
             f"[bold red]error:[/] {_plain(str(error))}", soft_wrap=True
         )
         sys.exit(1)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; repeat the command to continue where it was")
-        sys.exit(130)
+
+
+def _user_error() -> "type[PennyweightError]":
+    """Python asks for it only when something was raised."""
+    from pennyweight.core import PennyweightError
+
+    return PennyweightError
 
 
 def _plain(text: str) -> str:

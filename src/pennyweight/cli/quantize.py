@@ -47,6 +47,13 @@ def quantize_command(
         int | None, typer.Option(min=1, help="CPU threads; time only, never the result.")
     ] = None,
     device: Annotated[str, typer.Option(help="Where to compute. Only cpu so far.")] = "cpu",
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="compressed-tensors, packed or dense; auto (the default) is the first that holds "
+            "the result."
+        ),
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep OUTPUT.work.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -72,7 +79,7 @@ def quantize_command(
         overrides,
         rule={"scheme": scheme, "quantizer": quantizer},
         calibrate={"data": calibrate, "samples": samples, "tokens": tokens, "split_at": split_at},
-        top={"seed": seed, "trust_remote_code": trust_remote_code or None},
+        top={"seed": seed, "trust_remote_code": trust_remote_code or None, "target": target},
     )
     console = Console(stderr=True)
     options = {"threads": threads, "keep_work": keep_work, "model": model if plan else None}
@@ -91,11 +98,11 @@ def show_result(result: "Result", console: Console) -> None:
     """What was made, and what was proven of it."""
     from pennyweight.export.card import readable_bytes
 
-    check = result.check
+    size = result.proof["size"]
     console.print(
-        f"{result.path}: {readable_bytes(check.bytes_before)} -> "
-        f"{readable_bytes(check.bytes_after)}, "
-        f"{check.bits_per_weight:.2f} bits per quantized weight, {result.elapsed_s:.0f} s, "
+        f"{result.path}: {readable_bytes(size['bytes_before'])} -> "
+        f"{readable_bytes(size['bytes_after'])}, "
+        f"{size['bits_per_weight']:.2f} bits per quantized weight, {result.elapsed_s:.0f} s, "
         f"peak memory {result.peak_bytes / 2**30:.2f} GiB",
         soft_wrap=True,
     )
@@ -107,10 +114,11 @@ def show_proof(proof: dict[str, Any], console: Console) -> None:
     from pennyweight.export.card import describe_logits
 
     census = proof["census"]
+    count = census["rewritten_by_transforms"]
+    rescaled = f"{count} rewritten by transforms, " if count else ""
     console.print(
-        f"proof: {census['quantized']} tensors quantized and {census['copied_bit_for_bit']} "
-        "copied, none "
-        "missing; every weight decodes bit for bit",
+        f"proof: {census['quantized']} tensors quantized, {rescaled}"
+        f"{census['copied_bit_for_bit']} copied, none missing; every weight decodes bit for bit",
         soft_wrap=True,
     )
     console.print(f"       {describe_logits(proof['logits'])}", soft_wrap=True)

@@ -11,7 +11,7 @@ from pennyweight.core.errors import (
     UnknownNameError,
     UnsupportedError,
 )
-from pennyweight.core.format import Format, Grid, QTensor, blocked, plain
+from pennyweight.core.format import Format, Grid, QTensor, VectorGrid, blocked, plain
 from pennyweight.core.parallel import Mapper, Serial
 from pennyweight.core.progress import Progress
 from pennyweight.core.quantized import Quantized
@@ -42,6 +42,7 @@ __all__ = [
     "Stats",
     "UnknownNameError",
     "UnsupportedError",
+    "VectorGrid",
     "blocked",
     "load_siblings",
     "plain",

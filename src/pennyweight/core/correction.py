@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from pennyweight.core.errors import NumericalError
 from pennyweight.core.format import QTensor, plain
 
 
@@ -24,7 +25,12 @@ class Sparse:
 
     @classmethod
     def of(cls, weight: Float[Tensor, "out in"], keep: Tensor, dtype: torch.dtype) -> Sparse:
-        return cls(keep=keep, values=weight[keep].to(dtype))
+        """Values beyond the dtype go to its ends, as codes do. Raises NumericalError on NaN or
+        Inf."""
+        values = weight[keep]
+        if not bool(values.isfinite().all()):
+            raise NumericalError("weight holds NaN or Inf, which cannot be kept")
+        return cls(keep=keep, values=saturated(values, dtype))
 
     def apply(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         return weight.masked_scatter(self.keep, self.values.to(weight.dtype))
@@ -39,6 +45,12 @@ class Sparse:
             keep=torch.cat([part.keep for part in parts]),
             values=torch.cat([part.values for part in parts]),
         )
+
+
+def saturated(values: Float[Tensor, "..."], dtype: torch.dtype) -> Shaped[Tensor, "..."]:
+    """In `dtype`; what lies beyond it goes to its ends."""
+    largest = torch.finfo(dtype).max
+    return values.clamp(-largest, largest).to(dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

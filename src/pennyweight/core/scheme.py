@@ -12,11 +12,12 @@ class ActivationFormat:
     """How the input of a linear is rounded when it runs.
 
     dynamic: the scale is taken from each token as it passes; otherwise one scale for the whole
-    tensor was fixed at calibration.
+    tensor was fixed at calibration. observed: the field of Stats whose largest value fixes it.
     """
 
     format: Format
     dynamic: bool = True
+    observed: str = "absmax"
 
 
 @dataclass(frozen=True, kw_only=True)

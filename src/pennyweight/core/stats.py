@@ -43,6 +43,11 @@ class Stats:
                 self._derived[key] = compute()
             return self._derived[key]
 
+    def forget(self) -> None:
+        """Free what was derived, which may be as large as what was observed."""
+        with self._lock:
+            self._derived.clear()
+
     @property
     def hessian(self) -> Float[Tensor, "in in"]:
         """Mean of x x^T over tokens: half the Hessian of the layer's squared output error."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -15,6 +15,7 @@ from pennyweight.core.errors import DataError
 from pennyweight.evaluate.intervals import CONFIDENCE, RESAMPLES, Interval, bootstrap_ratios
 from pennyweight.evaluate.logits import LogitsFunction
 from pennyweight.evaluate.scores import Scores, Sums, limit_tokens, score_documents
+from pennyweight.model.attention import AttentionFormats
 from pennyweight.model.tokens import BosRule, Tokens
 
 DEFAULT_CONTEXT = 512
@@ -67,6 +68,8 @@ class Evaluation:
     data: tuple[str, ...] = ()
     split_at: str | None = None
     bos: str = ""  # the BOS rule in words
+    attention: AttentionFormats = field(default_factory=AttentionFormats)  # not of the reference
+    kv_cache_bits: float | None = None  # per number in the cache with its scales; None: unrounded
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON; an interval that could not be computed has null ends."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 CARD = """\
 ---
 base_model: {model}
-tags: [quantized, compressed-tensors, pennyweight]
+tags: [quantized, {target}, pennyweight]
 ---
 
 # {model}, quantized: {schemes}
@@ -17,14 +18,16 @@ tags: [quantized, compressed-tensors, pennyweight]
 | --- | --- | --- |
 | size | {before} | {after} |
 
+{bits:.3f} bits per quantized weight, scales and everything else that belongs to them counted.
+
 {how}
 
 ## Proof
 
 - {source_tensors} tensors in the source: {quantized} quantized, {copied} copied bit for
-  bit{dropped}.
-- {equal} quantized weights decode from these files to exactly what was computed, by our reader
-  and by the compressed-tensors library.
+  bit{rewritten}{dropped}.
+- {equal} quantized weights decode from these files to exactly {exact}, by
+  {readers}.
 - {logits}
 {fallbacks}
 `proof.json` has the facts; `plan.json` repeats the run:
@@ -32,20 +35,51 @@ tags: [quantized, compressed-tensors, pennyweight]
 
 ## Run it
 
+{run}"""
+
+
+EXACT = ("what was computed", "what was computed, rounded to the dtype of the source")
+READERS = {
+    "pennyweight": "our reader",
+    "compressed-tensors": "the compressed-tensors library",
+}
+RUN = {
+    "compressed-tensors": """\
     vllm serve .
 
     from transformers import AutoModelForCausalLM
     from transformers.utils.quantization_config import CompressedTensorsConfig
     config = CompressedTensorsConfig(dequantize=True)
     AutoModelForCausalLM.from_pretrained(".", quantization_config=config)
-"""
+""",
+    "packed": """\
+These files are in Pennyweight's own layout, which holds any scheme; `pennyweight export` writes
+them out for other programs from a work directory that was kept.
+
+    pennyweight eval . --against {model}
+""",
+    "dense": """\
+The weights are written out in their source's dtype: any engine that runs {model} runs them, at the
+size of the source. Activations are not rounded.
+
+    vllm serve .
+""",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a run made."""
+
+    model: str
+    schemes: Mapping[str, int]  # scheme -> linears
+    size: Mapping[str, Any]  # bytes before and after, bits per quantized weight
+    target: str  # the layout
 
 
 def model_card(
+    made: Made,
     *,
-    model: str,
-    schemes: Mapping[str, int],
-    sizes: tuple[int, int],
     proof: Mapping[str, Any],
     calibration: Mapping[str, Any] | None,
     fallbacks: Mapping[str, str],
@@ -55,18 +89,27 @@ def model_card(
     left = "".join(f"\n  Left out: {file} ({why})." for file, why in dropped.items())
     listed = "".join(f"- {name}: {why}\n" for name, why in fallbacks.items())
     return CARD.format(
-        model=model,
-        schemes=", ".join(f"{name} ({count} linears)" for name, count in schemes.items()),
-        before=readable_bytes(sizes[0]),
-        after=readable_bytes(sizes[1]),
+        model=made.model,
+        schemes=", ".join(f"{name} ({count} linears)" for name, count in made.schemes.items()),
+        before=readable_bytes(made.size["bytes_before"]),
+        after=readable_bytes(made.size["bytes_after"]),
         how=_calibrated(calibration),
         source_tensors=census["source_tensors"],
         quantized=census["quantized"],
         copied=census["copied_bit_for_bit"],
+        rewritten=f", {census['rewritten_by_transforms']} rewritten by transforms"
+        if census["rewritten_by_transforms"] else "",
         dropped=left,
         equal=proof["weights"]["equal_bit_for_bit"],
+        exact=EXACT[made.target == "dense"],
+        readers=" and ".join(READERS[name] for name in proof["weights"]["readers"]),
+        target=made.target,
+        bits=made.size["bits_per_weight"],
+        run=RUN[made.target].format(model=made.model),
         logits=describe_logits(proof["logits"]),
-        fallbacks=f"\nRounded to nearest instead of as planned:\n\n{listed}" if fallbacks else "",
+        fallbacks=f"\nNot as planned, for want of calibration tokens:\n\n{listed}"
+        if listed
+        else "",
     )
 
 

@@ -1,11 +1,15 @@
 """Search the range of each group: clipping a few extremes makes the steps finer for the rest."""
 
+from math import prod
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pennyweight.core import Format, QTensor, blocked
+from pennyweight.core import Format, Grid, QTensor, blocked
 from pennyweight.formats.rounding import fit, snap
+
+SLICE = 2**16  # weights searched at a time: with two copies they stay in a core's own cache
 
 
 def search_range(
@@ -28,24 +32,29 @@ def search_range(
     blocks = blocked(weight, format.groups(*weight.shape))
     ones = torch.ones(weight.shape[1]) if importance is None else importance
     columns = ones.view(1, 1, *blocks.shape[2:])
-    scratch = torch.empty_like(blocks)
-    best_scale = full_scale
-    best = _loss(blocks, full_scale, full_zero, format, columns, scratch)
-    for fraction in fractions:
-        scale, _ = snap(fraction * full_scale, None, format)
-        loss = _loss(blocks, scale, full_zero, format, columns, scratch)
-        better = loss < best
-        best, best_scale = loss.where(better, best), scale.where(better, best_scale)
-    return best_scale, full_zero
+    scales = [full_scale, *(snap(part * full_scale, None, format)[0] for part in fractions)]
+    best = torch.empty_like(full_scale)
+    step = max(SLICE // max(prod(blocks.shape[1:]), 1), 1)
+    for start in range(0, len(blocks), step):
+        rows = slice(start, start + step)
+        zero = format.grid.middle if full_zero is None else full_zero[rows, None, :, None]
+        found = _best(blocks[rows], [scale[rows] for scale in scales], zero, format.grid, columns)
+        best[rows] = found
+    return best, full_zero
 
 
-def _loss(blocks, scale, zero_point, format: Format, columns, scratch) -> Tensor:
-    """Weighted squared error of each group. `scratch` [like blocks] spares an allocation a
-    trial."""
-    value = torch.div(blocks, scale[:, None, :, None], out=scratch)
-    value += format.grid.middle if zero_point is None else zero_point[:, None, :, None]
-    error = value - format.grid.nearest_(value.clone())
-    return error.square_().mul_(columns).sum((1, 3)) * scale.square()
+def _best(blocks, scales: list[Tensor], zero, grid: Grid, columns) -> Tensor:
+    """Of each group the scale with the least weighted squared error; the first, if several are."""
+    value, nearest = torch.empty_like(blocks), torch.empty_like(blocks)
+    best, least = scales[0], None
+    for scale in scales:
+        torch.div(blocks, scale[:, None, :, None], out=value).add_(zero)
+        value -= grid.nearest_(nearest.copy_(value))
+        loss = value.square_().mul_(columns).sum((1, 3)) * scale.square()
+        better = loss < (loss if least is None else least)
+        best = scale.where(better, best)
+        least = loss if least is None else loss.where(better, least)
+    return best
 
 
 def fractions(smallest: float, steps: int) -> list[float]:

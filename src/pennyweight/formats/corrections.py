@@ -4,7 +4,8 @@
     sparse.columns             whole columns: their numbers, int32
     sparse.starts, .indices    CSR: where each row starts, int32 [out + 1]; columns, int16 or int32
     sparse.mask                bitmap, 1 bit a weight, each row padded to 4 bytes
-    low_rank.left, .right      as they are, or the parts of a quantized tensor
+    low_rank.left, .right      as they are; in 8 bits .left.codes, .left.scale, .right.codes, ...:
+                               int8 codes and a float scale per row
 
 Of the three ways to say where the kept weights are, the one that takes the fewest bytes is stored.
 """
@@ -17,8 +18,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from pennyweight.core import Correction, LowRank, Sparse
+from pennyweight.core import Correction, Format, FormatError, LowRank, QTensor, Sparse
+from pennyweight.formats.base import GRIDS
 from pennyweight.formats.bits import pack_bits, packed_bytes, unpack_bits
+from pennyweight.formats.storage import pack, unpack
 
 NARROW = 2**15  # columns that an int16 can number
 
@@ -35,15 +38,21 @@ def pack_corrections(corrections: Sequence[Correction]) -> dict[str, Tensor]:
     return stored
 
 
-def unpack_corrections(
-    stored: dict[str, Tensor], shape: tuple[int, int]
-) -> tuple[Correction, ...]:
-    """Kept weights replace codes, so they come first; low rank is added to the result."""
+def unpack_corrections(stored: dict[str, Tensor], shape: tuple[int, int]) -> tuple[Correction, ...]:
+    """Kept weights replace codes, so they come first; low rank is added to the result.
+
+    Raises FormatError if there are more or fewer kept weights than places for them.
+    """
     found: list[Correction] = []
     if "sparse.values" in stored:
         found.append(unpack_sparse(stored, shape))
     if "low_rank.left" in stored:
         found.append(LowRank(left=stored["low_rank.left"], right=stored["low_rank.right"]))
+    elif "low_rank.left.codes" in stored:
+        rank = len(stored["low_rank.right.codes"])
+        left = _unpack_factor("low_rank.left", stored, (shape[0], rank))
+        right = _unpack_factor("low_rank.right", stored, (rank, shape[1]))
+        found.append(LowRank(left=left, right=right))
     return tuple(found)
 
 
@@ -51,7 +60,7 @@ def pack_sparse(sparse: Sparse) -> dict[str, Tensor]:
     rows, cols = sparse.keep.shape
     columns = sparse.keep.any(0)
     if bool(sparse.keep[:, columns].all()):
-        values = sparse.values.view(rows, -1).T.contiguous().view(-1)
+        values = sparse.values.view(rows, int(columns.sum())).T.contiguous().view(-1)
         where = {"sparse.columns": columns.nonzero()[:, 0].int()}
         return {"sparse.values": values} | where
     if csr_bytes(rows, cols, len(sparse.values)) <= rows * packed_bytes(cols, 1):
@@ -73,6 +82,8 @@ def unpack_sparse(stored: dict[str, Tensor], shape: tuple[int, int]) -> Sparse:
         counts = stored["sparse.starts"].diff()
         row = torch.arange(shape[0]).repeat_interleave(counts)
         keep[row, stored["sparse.indices"].long()] = True
+    if int(keep.sum()) != len(values):
+        raise FormatError(f"{len(values)} kept weights are stored for {int(keep.sum())} places")
     return Sparse(keep=keep, values=values)
 
 
@@ -95,6 +106,22 @@ def _csr(keep: Bool[Tensor, "rows cols"]) -> dict[str, Tensor]:
 
 
 def _pack_low_rank(one: LowRank) -> dict[str, Tensor]:
-    if not isinstance(one.left, Tensor) or not isinstance(one.right, Tensor):
-        raise ValueError("factors of low rank are stored in a dtype")
-    return {"low_rank.left": one.left, "low_rank.right": one.right}
+    return _pack_factor("low_rank.left", one.left) | _pack_factor("low_rank.right", one.right)
+
+
+def _pack_factor(name: str, factor: Tensor | QTensor) -> dict[str, Tensor]:
+    if isinstance(factor, Tensor):
+        return {name: factor}
+    scale = factor.format.scale
+    if not isinstance(scale, torch.dtype) or factor.format != _factor_format(scale):
+        raise ValueError(f"a factor in {factor.format.name}: the layout says int8 with row scales")
+    return {f"{name}.{part}": tensor for part, tensor in pack(factor).items()}
+
+
+def _unpack_factor(name: str, stored: dict[str, Tensor], shape: tuple[int, int]) -> QTensor:
+    parts = {part: stored[f"{name}.{part}"] for part in ("codes", "scale")}
+    return unpack(parts, _factor_format(parts["scale"].dtype), shape)
+
+
+def _factor_format(scale: torch.dtype) -> Format:
+    return Format(grid=GRIDS["int8"], scale=scale)

@@ -31,6 +31,12 @@ class Integer:
     def middle(self) -> float:
         return float(2 ** (self.bits - 1))
 
+    @property
+    def reach(self) -> float:
+        # One value more lies below zero than above, so half of all steps on either side: the
+        # largest positive weight is clipped by half a step, which rounding may cost anyway.
+        return (self.highest - self.lowest) / 2
+
     def encode(self, value: Float[Tensor, "..."]) -> UInt8[Tensor, "..."]:
         return value.round().clamp_(self.lowest, self.highest).to(torch.uint8)
 

@@ -22,7 +22,7 @@ class Source:
 
     key: str
     shape: tuple[int, ...]
-    packed: bool = False  # stored by a quantizer, which writes [out, in] even for a Conv1D
+    packed: bool = False  # stored in codes that are [out, in] even for a Conv1D
     transposed: bool = False
 
     def check(self, shape: tuple[int, ...], name: str) -> None:
@@ -45,14 +45,14 @@ def adapt(model: nn.Module, plain: dict[str, Source], fused: dict[str, dict[str,
 
 
 def _refuse_joined_experts(model: nn.Module) -> None:
-    """Experts that the checkpoint itself stores as one 3-D tensor have no names to go by."""
+    """What `experts.split_experts` left, because it does not know the layout."""
     for name, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 3 and not isinstance(module, nn.Conv1d):
                 raise UnsupportedError(
                     f"{name}.{leaf}: the checkpoint stores the experts of a layer as one tensor "
-                    f"of shape {list(parameter.shape)}; only experts stored one by one can be "
-                    "quantized so far"
+                    f"of shape {list(parameter.shape)}, in a layout of {type(module).__name__} "
+                    "that this version cannot take apart"
                 )
 
 
@@ -88,6 +88,7 @@ class UnfusedExperts(nn.Module):
 
     def __init__(self, original: nn.Module, attributes: dict[str, dict[str, list[Source]]]) -> None:
         super().__init__()
+        self.kind = type(original).__name__
         self.original_gate = getattr(original, "_apply_gate", None)
         self.act_fn = original.get_submodule("act_fn")
         columns = [*attributes["gate_up_proj"].values(), *attributes["down_proj"].values()]
@@ -98,6 +99,13 @@ class UnfusedExperts(nn.Module):
         ordered = [
             sorted(column, key=lambda source: expert_number(source.key)) for column in columns
         ]
+        count = len(original.get_parameter("gate_up_proj"))
+        for column in ordered:
+            if [expert_number(source.key) for source in column] != list(range(count)):
+                raise CheckpointError(
+                    f"{column[0].key}: {len(column)} such experts in the checkpoint, but the model "
+                    f"of config.json has {count}, numbered from 0; is it of another model?"
+                )
         for gate, up, down in zip(*ordered, strict=True):
             self.names.append((self._add(gate), self._add(up), self._add(down)))
 
@@ -111,8 +119,19 @@ class UnfusedExperts(nn.Module):
         self.sources[f"{number}.{role}"] = source
         return f"{number}.{role}"
 
-    def forward(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """hidden [tokens, in]; index and weight of the chosen experts [tokens, k]."""
+    def forward(
+        self,
+        hidden: Tensor,
+        top_k_index: Tensor | None = None,
+        top_k_weights: Tensor | None = None,
+    ) -> Tensor:
+        """hidden [tokens, in]; index and weight of the chosen experts [tokens, k].
+
+        Without these (Llama-4), hidden holds the tokens once for each expert, one expert below the
+        other, and zeros where a token does not go to it.
+        """
+        if top_k_index is None or top_k_weights is None:
+            return self._dispatched(hidden)
         out = torch.zeros_like(hidden)
         for number in range(len(self.names)):
             if (
@@ -127,6 +146,19 @@ class UnfusedExperts(nn.Module):
                 value = self.expert(number, hidden[token]) * top_k_weights[token, choice, None]
                 out.index_add_(0, token, value.to(out.dtype))
         return out
+
+    def _dispatched(self, hidden: Tensor) -> Tensor:
+        """As `forward`, with the result in the places of the input: an expert makes 0 of 0."""
+        parts = hidden.view(len(self.names), -1, hidden.shape[-1])
+        if hidden.is_meta:
+            outs = [self.expert(number, part.clone()) for number, part in enumerate(parts)]
+            return torch.cat(outs)
+        out = torch.zeros_like(parts)
+        for number, part in enumerate(parts):
+            rows = part.any(-1)
+            if rows.any():
+                out[number, rows] = self.expert(number, part[rows])
+        return out.view(hidden.shape)
 
     def expert(self, number: int, x: Tensor) -> Tensor:
         gate, up, down = (self.get_submodule(name) for name in self.names[number])

@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pennyweight.core import CheckpointError, UnsupportedError
+from pennyweight.core.finite import is_finite
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -34,8 +36,17 @@ PROBE_BYTES = 4096  # read from both ends of every tensor for the fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How a matrix is cut out of a stored one, which is `width` columns wide."""
+
+    width: int
+    column: int  # the first that belongs to it
+    flipped: bool  # stored [in, out]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TensorInfo:
-    """Where one tensor lies: bytes start .. stop of file."""
+    """Where one tensor lies: bytes start .. stop of file, or what `cut` takes of these."""
 
     name: str
     file: Path
@@ -44,10 +55,14 @@ class TensorInfo:
     start: int
     stop: int
     packed: bool = False  # stands for packed tensors: always [out, in], decoded when it is read
+    whole: TensorInfo | None = None  # the stored tensor that this is a part of
+    cut: Cut | None = None
 
     @property
     def size_bytes(self) -> int:
-        return self.stop - self.start
+        if self.cut is None:
+            return self.stop - self.start
+        return prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -84,19 +99,25 @@ class Checkpoint:
     def read(self, name: str) -> Tensor:
         """The tensor, in memory of its own."""
         info = self.tensors[name]
-        data = bytearray(info.size_bytes)
+        data = bytearray(info.stop - info.start)
         with info.file.open("rb") as file:
             file.seek(info.start)
-            if file.readinto(data) != info.size_bytes:
+            if file.readinto(data) != len(data):
                 raise CheckpointError(f"{info.file}: {name}: the file ends inside this tensor")
         if not data:
             return torch.empty(info.shape, dtype=info.dtype)
-        return torch.frombuffer(data, dtype=info.dtype).view(info.shape)
+        values = torch.frombuffer(data, dtype=info.dtype)
+        return values.view(info.shape) if info.cut is None else _cut(values, info.shape, info.cut)
 
-    def read_finite(self, name: str) -> Tensor:
-        """As `read`; raises CheckpointError if a floating-point value is NaN or Inf."""
+    def read_turned(self, name: str, transposed: bool) -> Tensor:
+        """As `read`, but [out, in] of a weight that is stored [in, out] if `transposed`."""
         tensor = self.read(name)
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        return tensor.T.contiguous() if transposed else tensor
+
+    def read_finite(self, name: str, transposed: bool = False) -> Tensor:
+        """As `read_turned`; raises CheckpointError if a floating-point value is NaN or Inf."""
+        tensor = self.read_turned(name, transposed)
+        if tensor.is_floating_point() and not is_finite(tensor):
             count = int((~tensor.isfinite()).sum())
             raise CheckpointError(
                 f"{name}: {count} of {tensor.numel()} values are NaN or Inf in "
@@ -135,6 +156,12 @@ class Checkpoint:
             for file in handles.values():
                 file.close()
         return digest.hexdigest()
+
+
+def _cut(values: Tensor, shape: tuple[int, ...], cut: Cut) -> Tensor:
+    columns = shape[0] if cut.flipped else shape[1]
+    part = values.view(-1, cut.width)[:, cut.column : cut.column + columns]
+    return (part.T if cut.flipped else part).contiguous()
 
 
 def read_json(path: Path) -> dict[str, Any]:

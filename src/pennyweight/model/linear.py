@@ -3,12 +3,12 @@ served."""
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pennyweight.core import ActivationFormat, NumericalError
-from pennyweight.formats.rounding import round_to_nearest
+from pennyweight.core import ActivationFormat, Format, NumericalError, QTensor, blocked, plain
+from pennyweight.formats.ranges import top, unclipped
+from pennyweight.formats.rounding import lift, round_to_nearest, snap
 
 
 class QuantizedLinear(nn.Linear):
@@ -38,31 +38,35 @@ def round_activation(
     x: Float[Tensor, "... in"], activation: ActivationFormat, scale: Tensor | None
 ) -> Float[Tensor, "... in"]:
     """x as its codes stand for it, in x's dtype."""
-    flat = x.reshape(-1, x.shape[-1]).float()
+    flat, format = x.reshape(-1, x.shape[-1]).float(), activation.format
     if not activation.dynamic:
         assert scale is not None, "a static activation format needs a calibrated scale"
     if not bool(flat.isfinite().all()):
         raise NumericalError("an activation that is to be rounded holds NaN or Inf")
+    used: Tensor | QTensor | None = scale
     if activation.dynamic:
-        # Engines divide by the largest positive code, 127: no token's peak is clipped.
-        scale = flat.abs().amax(1, keepdim=True) / _reach(activation)
-    rounded = round_to_nearest(flat, activation.format, scale)
-    return rounded.dequantize().view(x.shape).to(x.dtype)
+        used = _scales(flat, format)
+    elif isinstance(format.scale, Format):
+        # Of several levels, the one that is fixed is the tensor's; those below it are dynamic.
+        used = lift(round_to_nearest(_scales(flat, format), format.scale, scale))
+    return round_to_nearest(flat, format, used).dequantize().view(x.shape).to(x.dtype)
+
+
+def _scales(flat: Float[Tensor, "tokens in"], format: Format) -> Float[Tensor, "tokens groups"]:
+    blocks = blocked(flat.abs(), format.groups(*flat.shape))
+    return unclipped(blocks.amax((1, 3)), format)
 
 
 def static_input_scale(
-    absmax: Float[Tensor, " in"], activation: ActivationFormat, dtype: torch.dtype
+    absmax: Float[Tensor, " in"], activation: ActivationFormat
 ) -> Float[Tensor, "1 1"]:
     """The [1, 1] scale under which the largest calibrated input is just representable.
 
-    Rounded to `dtype`, in which it will be stored, so that what is computed with is what is served.
+    Of a format of several levels it is the innermost scale, which the whole tensor shares. Rounded
+    to the dtype in which it will be stored, so that what is computed with is what is served.
     """
-    limit = torch.finfo(dtype)
-    scale = (absmax.max() / _reach(activation)).clamp(limit.smallest_normal, limit.max)
-    return scale.view(1, 1).to(dtype).float()
-
-
-def _reach(activation: ActivationFormat) -> float:
-    """The largest magnitude that has a code of either sign, in steps."""
-    grid = activation.format.grid
-    return min(grid.highest - grid.middle, grid.middle - grid.lowest)
+    scale, format = absmax.max().view(1, 1), activation.format
+    while isinstance(format.scale, Format):
+        scale, format = scale / top(format.grid), format.scale
+    stored, _ = snap(unclipped(scale, format), None, format)
+    return plain(stored)

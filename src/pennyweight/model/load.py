@@ -11,9 +11,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pennyweight.core import CheckpointError
 from pennyweight.model.capture import set_parameters
-from pennyweight.model.checkpoint import Checkpoint
-from pennyweight.model.compressed import CompressedCheckpoint, is_compressed
 from pennyweight.model.linear import QuantizedLinear
+from pennyweight.model.opened import QuantizedCheckpoint, open_checkpoint
 from pennyweight.model.resolve import resolve_model
 from pennyweight.model.skeleton import Skeleton
 
@@ -25,15 +24,13 @@ def load_model(
 ) -> PreTrainedModel:
     """The model of a directory or Hub id, in eval mode.
 
-    A compressed-tensors checkpoint is dequantized, and its activations are rounded as its scheme
-    says. The computation is in `dtype`. Raises CheckpointError, UnsupportedError.
+    A quantized checkpoint is dequantized, and its activations are rounded as its scheme says. The
+    computation is in `dtype`. Raises CheckpointError, UnsupportedError.
     """
-    checkpoint = Checkpoint.open(resolve_model(path))
-    if is_compressed(checkpoint):
-        checkpoint = CompressedCheckpoint.open(checkpoint.path)
+    checkpoint = open_checkpoint(resolve_model(path))
     skeleton = Skeleton.build(checkpoint, trust_remote_code)
     model = fill(skeleton, dtype)
-    if isinstance(checkpoint, CompressedCheckpoint):
+    if isinstance(checkpoint, QuantizedCheckpoint):
         _round_activations(skeleton, checkpoint)
     return model
 
@@ -59,7 +56,7 @@ def vocabulary(model: PreTrainedModel) -> int:
     return embedding.weight.shape[0]
 
 
-def _round_activations(skeleton: Skeleton, checkpoint: CompressedCheckpoint) -> None:
+def _round_activations(skeleton: Skeleton, checkpoint: QuantizedCheckpoint) -> None:
     linears = {name: m for name, m in skeleton.model.named_modules() if isinstance(m, nn.Linear)}
     for name, linear in linears.items():
         key = skeleton.sources[f"{name}.weight"].key.removesuffix(".weight")

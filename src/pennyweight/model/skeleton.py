@@ -23,6 +23,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from pennyweight.core import CheckpointError, UnsupportedError
 from pennyweight.model.adapt import Source, adapt
 from pennyweight.model.checkpoint import Checkpoint
+from pennyweight.model.experts import ROLES, single_expert, split_experts
 
 # What a wrong value in config.json becomes in code that does not check it: transformers checks
 # few. No OSError but the one for a missing file, and nothing that Python keeps for itself.
@@ -38,7 +39,7 @@ LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decod
 class Skeleton:
     """The adapted model: every projection is an nn.Linear with a name that the checkpoint uses."""
 
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint  # with one tensor for each expert and projection
     model: PreTrainedModel
     blocks_path: str  # of the ModuleList of decoder blocks, e.g. "model.layers"
     sources: dict[str, Source]  # parameter name -> where its values come from
@@ -50,7 +51,7 @@ class Skeleton:
         # First on shapes alone: no buffer is allocated before the checkpoint bears the sizes out.
         with torch.device("meta"):
             _build(checkpoint, config, trust_remote_code)
-        model, sources = _build(checkpoint, config, trust_remote_code)
+        checkpoint, model, sources = _build(checkpoint, config, trust_remote_code)
         return cls(checkpoint, model, _find_blocks(model), sources)
 
     @property
@@ -87,8 +88,7 @@ class Skeleton:
 
     def read(self, source: Source) -> Tensor:
         """The source's values as the parameter wants them, checked to be finite."""
-        tensor = self.checkpoint.read_finite(source.key)
-        return tensor.T.contiguous() if source.transposed else tensor
+        return self.checkpoint.read_finite(source.key, source.transposed)
 
 
 @contextmanager
@@ -132,16 +132,18 @@ def _check_layers(config: dict[str, Any], checkpoint: Checkpoint) -> None:
 
 def _build(
     checkpoint: Checkpoint, config: PreTrainedConfig, trust_remote_code: bool
-) -> tuple[PreTrainedModel, dict[str, Source]]:
-    """The adapted model, its parameters on the meta device, and what fills each of them."""
+) -> tuple[Checkpoint, PreTrainedModel, dict[str, Source]]:
+    """The checkpoint, the adapted model, its parameters on the meta device, and what fills each of
+    them."""
     with config_faults(checkpoint), init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     model = model.eval().requires_grad_(False)
     plain, fused = _match_names(checkpoint, model)
-    sources = adapt(model, plain, fused)
+    checkpoint, plain, split = split_experts(checkpoint, model, plain)
+    sources = adapt(model, plain, fused | split)
     _add_tied(model, sources)
     _require_all(model, sources, checkpoint)
-    return model, sources
+    return checkpoint, model, sources
 
 
 def _refuse_quantized(checkpoint: Checkpoint) -> None:
@@ -171,16 +173,21 @@ def _match_names(
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     state = model.state_dict()
+    rename = lambda key: rename_source_key(
+        key, renamings, converters, model.base_model_prefix, state
+    )
     plain: dict[str, Source] = {}
     fused: dict[str, dict[str, list[Source]]] = {}
     for key, info in checkpoint.tensors.items():
         source = Source(key, info.shape, info.packed)
-        name, pattern = rename_source_key(
-            key, renamings, converters, model.base_model_prefix, state
-        )
+        name, pattern = rename(key)
         if name not in state:
-            continue  # not part of the model transformers builds; it is carried over as it is
-        if pattern is None:
+            # If it is not part of the model transformers builds, it is carried over as it is.
+            if found := single_expert(key, state, lambda key: rename(key)[0]):
+                parameter, role = found
+                roles = ROLES[parameter.rpartition(".")[2]]
+                fused.setdefault(parameter, {r: [] for r in roles})[role].append(source)
+        elif pattern is None:
             plain[name] = source
         else:
             order = next(c.source_patterns for c in converters if pattern in c.source_patterns)

@@ -5,15 +5,20 @@ what can be wrong with it. Every DataError names the file, what was found and wh
 """
 
 import json
-import re
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import regex
 
 from pennyweight.core.errors import DataError
 
 TEXT_SUFFIXES = (".txt", ".raw", ".md")
 TEXT_KEYS = ("text", "content", "story", "document")
 ANSWER_KEYS = ("response", "completion")
+# Cutting a gigabyte takes a few seconds; an expression that backtracks takes ages for a line.
+CUT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +57,29 @@ def cut(documents: list[Document], pattern: str) -> list[Document]:
     What matches is dropped too: `\\n\\n(?=Once upon)` keeps the words that begin the next piece.
     """
     try:
-        regex = re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
+        compiled = regex.compile(pattern)
+    except (regex.error, OverflowError, RecursionError) as error:
         raise DataError(f"split_at {pattern!r} is not a regular expression: {error}") from error
-    if regex.groups:
+    if compiled.groups:
         raise DataError(f"split_at {pattern!r} has a group that captures; write (?:...) instead")
+    deadline = time.monotonic() + CUT_SECONDS
     return [
         Document(name=f"{document.name}#{number}", text=piece)
         for document in documents
-        for number, piece in enumerate(filter(str.strip, regex.split(document.text)), start=1)
+        for number, piece in enumerate(_pieces(document, compiled, deadline), start=1)
     ]
+
+
+def _pieces(document: Document, compiled: regex.Pattern, deadline: float) -> Iterator[str]:
+    """The parts of one text that hold more than white space."""
+    left = max(deadline - time.monotonic(), 1e-3)
+    try:
+        return filter(str.strip, compiled.split(document.text, timeout=left))
+    except (TimeoutError, MemoryError):
+        raise DataError(
+            f"{document.name}: split_at {compiled.pattern!r} came to no end in {CUT_SECONDS:g} s; "
+            "use a simpler expression, without a repetition inside a repetition"
+        ) from None
 
 
 def _decode(path: Path) -> str:

@@ -16,6 +16,8 @@ from typing import TypeVar
 
 import torch
 
+from pennyweight.model.memory import keep_little
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -40,6 +42,7 @@ class Workers:
 def start_workers(threads: int | None = None) -> Iterator[Workers]:
     """Workers for the length of a `with` block, by default one per core this process may use."""
     threads = threads or len(os.sched_getaffinity(0))
+    keep_little()  # before there are threads
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from pennyweight.core import FormatError
 from pennyweight.formats.compressed_tensors import parts
+from pennyweight.formats.storage import stored_bytes
 from pennyweight.pipeline.job import Job, prepare
 from pennyweight.pipeline.recipe import Recipe
 from pennyweight.pipeline.survey import Site
@@ -71,7 +73,7 @@ def check_job(job: Job) -> CheckReport:
         kept=dict(Counter(kept.values())),
         kept_bytes=dict(kept_bytes),
         estimated_peak_bytes=_peak(job, planned),
-        estimated_disk_bytes=after + sum(stored.values()),
+        estimated_disk_bytes=sum(stored.values()) + max(after, _replayed_bytes(job)),
         estimated_time_s=_time(job, planned),
         calibration=job.calibration.description if job.calibration else None,
         warnings=tuple(_warnings(job, kept)),
@@ -80,12 +82,15 @@ def check_job(job: Job) -> CheckReport:
 
 def _stored_bytes(job: Job, site: Site) -> int:
     scheme = job.plan.scheme(job.plan.by_tensor[site.tensor])
-    found = parts(scheme, site.shape).values()
+    try:
+        found = parts(scheme, site.shape).values()
+    except FormatError:  # it will be stored in the packed layout
+        return stored_bytes(scheme.weight, site.shape)
     return sum(prod(part.shape) * part.dtype.itemsize for part in found)
 
 
 def _peak(job: Job, planned: list[Site]) -> int:
-    """The largest block, the samples before and after it, and what solving one stage holds."""
+    """The largest block, the samples, and what observing or solving one stage holds."""
     skeleton = job.survey.skeleton
     blocks = range(len(job.survey.topologies))
     outside = {s.key for s in skeleton.outside_sources().values()}
@@ -104,11 +109,32 @@ def _peak(job: Job, planned: list[Site]) -> int:
     hidden = skeleton.model.config.get_text_config().hidden_size
     width = 2 if job.plan.compute == "bfloat16" else 4
     data = job.plan.calibrate
-    samples = 2 * data.samples * data.tokens * hidden * width
-    observed = 8 * data.tokens * inputs * (width + 4)
-    return BASE_BYTES + max(
-        block + samples + observed + 4 * 4 * inputs**2 + 3 * largest, largest_copy
-    )
+    samples = data.samples * data.tokens * hidden * width
+    gram = 4 * inputs**2
+    observe = gram + 8 * data.tokens * inputs * (width + 4)
+    solve = 2 * gram + gram // 4 + 3 * largest  # with its factor, and the scratch of making it
+    return BASE_BYTES + max(block + samples + max(observe, solve), largest_copy)
+
+
+def _replayed_bytes(job: Job) -> int:
+    """What is kept of one block's outputs, at most: what its linears give for every sample."""
+    data, config = job.plan.calibrate, job.survey.skeleton.model.config.get_text_config()
+    if data is None:
+        return 0
+    outputs: dict[int, float] = dict.fromkeys(range(len(job.survey.topologies)), 0.0)
+    for site in job.survey.sites:
+        outputs[site.block] += site.shape[0] * _share(site, config)
+    width = 2 if job.plan.compute == "bfloat16" else 4
+    return int(data.samples * data.tokens * width * max(outputs.values()))
+
+
+def _share(site: Site, config: Any) -> float:
+    """Of the tokens, how many reach a linear: an expert sees those that were sent to it."""
+    keys = ("num_experts", "num_local_experts", "n_routed_experts")
+    experts = next((n for key in keys if (n := getattr(config, key, None))), 1)
+    chosen = getattr(config, "num_experts_per_tok", None) or experts
+    is_expert = any(part.isdigit() for part in site.local.split("."))
+    return min(chosen / experts, 1.0) if is_expert else 1.0
 
 
 def _time(job: Job, planned: list[Site]) -> float:
@@ -116,7 +142,7 @@ def _time(job: Job, planned: list[Site]) -> float:
     if job.plan.calibrate is None:
         return 5 + weights * 60 / SOLVE_FLOPS
     tokens = job.plan.calibrate.samples * job.plan.calibrate.tokens
-    forward = 2 * 2 * tokens * weights  # each block runs about twice
+    forward = 2 * tokens * weights
     inputs = {(s.block, s.shape[1], s.local.rpartition(".")[0]): s.shape[1] for s in planned}
     gram = sum(tokens * width**2 for width in inputs.values())
     solve = sum(s.shape[0] * s.shape[1] ** 2 for s in planned) + sum(w**3 for w in inputs.values())
@@ -133,7 +159,7 @@ def _warnings(job: Job, kept: dict[str, str]):
         if len(set(schemes.values())) > 1:
             listed = ", ".join(f"{name} {scheme}" for name, scheme in schemes.items())
             yield f"vLLM runs these as one matrix product and wants one scheme for all: {listed}"
-    rare = {task.scheme for task in tasks.values() if not task.scheme.startswith(("W4", "W8"))}
+    rare = {t.scheme for t in tasks.values() if job.plan.scheme(t).weight.grid.bits not in (4, 8)}
     if rare:
         names = ", ".join(sorted(rare))
         yield f"{names}: transformers loads it; vLLM has kernels for 4- and 8-bit weights alone"

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from pennyweight.core.errors import DataError
 from pennyweight.evaluate import DEFAULT_CONTEXT, Evaluation, Settings, evaluate_tokens
+from pennyweight.model.attention import AttentionFormats, round_attention
 from pennyweight.model.load import load_model, load_tokenizer, vocabulary
-from pennyweight.model.text import Document, TokenDocument, documents
+from pennyweight.model.text import Document, TokenDocument, calibration_samples, documents
 from pennyweight.model.tokens import Tokenizer, Tokens, check_same_tokenizer, describe_bos, tokenize
 
 DEFAULT_DATA = ("stdlib-heldout",)
+CALIBRATION_SAMPLES = 32  # of as many tokens as a window; static scales need maxima, not sums
 
 
 def evaluate(
@@ -22,14 +24,18 @@ def evaluate(
     data: Sequence[str] = DEFAULT_DATA,
     split_at: str | None = None,
     settings: Settings | None = None,
+    attention: AttentionFormats | None = None,
 ) -> Evaluation:
     """Perplexity and bits per byte of a model; with `against`, also its distance from a reference.
 
-    If all data are token ids no tokenizer is needed, and bits per byte are unknown.
-    Raises DataError for a text or window that cannot be used or tokenizers that differ, and
-    NumericalError naming the document for logits that are not finite.
+    If all data are token ids no tokenizer is needed, and bits per byte are unknown. `attention`
+    rounds the model's keys, values and operands of attention, not those of the reference.
+    Raises DataError for a text or window that cannot be used or tokenizers that differ,
+    NumericalError naming the document for logits that are not finite, and what `round_attention`
+    raises for formats that do not fit the model.
     """
-    settings = settings or Settings()
+    settings, attention = settings or Settings(), attention or AttentionFormats()
+    attention.parsed()  # an unknown name before anything is loaded
     found = [document for source in data for document in documents(source, split_at=split_at)]
     pretokenized = all(isinstance(document, TokenDocument) for document in found)
     if pretokenized and settings.bos != "auto":
@@ -42,6 +48,8 @@ def evaluate(
     reference = None if against is None else load_model(against)
     settings = _fitting([loaded, reference], settings)
     _check_vocabulary(vocabulary(loaded), tokens)
+    calibration = _calibration(model, attention, settings) if attention.static else None
+    bits = round_attention(loaded, attention, calibration)
     evaluation = evaluate_tokens(loaded, tokens, reference=reference, settings=settings)
     return replace(
         evaluation,
@@ -50,7 +58,21 @@ def evaluate(
         data=tuple(data),
         split_at=split_at,
         bos=describe_bos(tokenizer, settings.bos) if tokenizer else "as in the token ids",
+        attention=attention,
+        kv_cache_bits=bits,
     )
+
+
+def _calibration(model: str | Path, attention: AttentionFormats, settings: Settings):
+    """Token ids [samples, tokens] on which static scales are found."""
+    sources = attention.calibrate
+    tokenizer = (
+        None if all(source.endswith(".json") for source in sources) else load_tokenizer(model)
+    )
+    assert settings.context is not None, "made to fit the models before"
+    return calibration_samples(
+        sources, tokenizer, samples=CALIBRATION_SAMPLES, tokens=settings.context, seed=0
+    ).ids
 
 
 def _tokenize(

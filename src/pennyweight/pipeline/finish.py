@@ -6,18 +6,25 @@ import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from pennyweight.core import CheckpointError, Progress
-from pennyweight.export.card import model_card
-from pennyweight.export.compressed_tensors import Linear
-from pennyweight.export.compressed_tensors import export as write_checkpoint
+import torch
+
+from pennyweight.core import CheckpointError, FormatError, Progress
+from pennyweight.export import TARGETS
+from pennyweight.export.base import Linear, Part, Target
+from pennyweight.export.card import Made, model_card
+from pennyweight.export.checkpoint import write_checkpoint
 from pennyweight.model.checkpoint import Checkpoint
+from pennyweight.model.experts import rejoin
 from pennyweight.model.writer import disk_errors, replace_file, write_text
 from pennyweight.pipeline.job import Job, prepare_plan
 from pennyweight.pipeline.prove import PROOF, Evidence, prove_files
-from pennyweight.pipeline.workdir import PLAN, WorkDir
+from pennyweight.pipeline.workdir import PLAN, WorkDir, digest
 
 
 def export(
@@ -25,11 +32,13 @@ def export(
     output: str | Path,
     *,
     model: str | None = None,
+    target: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Make a checkpoint once more from a work directory that `quantize(keep_work=True)` left.
 
-    Returns the proof. Raises CheckpointError if a block is missing or `output` exists.
+    target: another layout than the plan names. Returns the proof. Raises CheckpointError if a block
+    is missing or `output` exists, FormatError if the target cannot hold the result.
     """
     work, output = Path(work), Path(output)
     if not (work / PLAN).is_file():
@@ -43,7 +52,7 @@ def export(
             f"{work}: block {missing[0]} is not finished ({len(missing)} such); "
             "repeat the quantize command to continue"
         )
-    return finish(job, directory, output, progress or Progress())
+    return finish(job, directory, output, progress or Progress(), target)
 
 
 def refuse_existing(output: Path, job: Job) -> None:
@@ -63,7 +72,9 @@ def is_finished(output: Path, job: Job) -> bool:
     return plan.is_file() and plan.read_bytes() == job.plan.dump().encode()
 
 
-def finish(job: Job, work: WorkDir, output: Path, progress: Progress) -> dict[str, Any]:
+def finish(
+    job: Job, work: WorkDir, output: Path, progress: Progress, target: str | None = None
+) -> dict[str, Any]:
     """Export into the work directory, prove it there, rename it into place; returns the proof."""
     staged = work.path / "export"
     with disk_errors(staged):
@@ -75,50 +86,123 @@ def finish(job: Job, work: WorkDir, output: Path, progress: Progress) -> dict[st
         for index in range(len(job.survey.topologies))
         for tensor, fact in work.facts(index).items()
     }
-    progress.say("writing the checkpoint")
-    checkpoint = job.survey.skeleton.checkpoint
-    census = write_checkpoint(checkpoint, list(_linears(job, work, facts)), job.survey.kept, staged)
+    linears = list(_linears(job, work, facts))
+    layout = choose_target(target or job.plan.target, linears, progress)
+    progress.say(f"writing the checkpoint ({layout})")
+    changed = _changed(job, work)
+    checkpoint = rejoin(job.survey.skeleton.checkpoint, facts.keys() | changed.keys())
+    kept = _kept(job, facts)
+    census = write_checkpoint(checkpoint, linears, kept, changed, staged, TARGETS[layout])
     progress.say("proving it")
-    evidence = Evidence(
-        source=checkpoint, census=census, digests={name: f["digest"] for name, f in facts.items()}
-    )
+    digests = _digests(linears, facts, TARGETS[layout])
+    rewritten = {name: digest(part.make()) for name, part in changed.items()}
+    evidence = Evidence(source=checkpoint, census=census, digests=digests, rewritten=rewritten)
     proof = prove_files(staged, evidence, trust_remote_code=job.plan.trust_remote_code)
+    proof["size"] = _size(checkpoint, Checkpoint.open(staged), facts)
     calibration = job.calibration.description if job.calibration else None
     record = {
         "proof": proof, "plan": job.plan.digest, "calibration": calibration,
-        "linears": {name: _public(fact) for name, fact in facts.items()},
+        "rewritten": rewritten, "transforms": _told(job, work),
+        "linears": {name: _public(fact, digests[name]) for name, fact in facts.items()},
     }  # fmt: skip
     write_text(staged / PROOF, json.dumps(record, indent=1, sort_keys=True) + "\n")
-    write_text(staged / PLAN, job.plan.dump())
-    card = model_card(
-        model=job.plan.model, schemes=Counter(task.scheme for task in job.plan.tasks),
-        sizes=(checkpoint.size_bytes, Checkpoint.open(staged).size_bytes), proof=proof,
-        calibration=calibration, fallbacks=_fallbacks(facts),
-    )  # fmt: skip
+    write_text(
+        staged / PLAN, replace(job.plan, target=layout).dump() if target else job.plan.dump()
+    )
+    schemes = Counter(task.scheme for task in job.plan.tasks)
+    made = Made(model=job.plan.model, schemes=schemes, size=proof["size"], target=layout)
+    card = model_card(made, proof=proof, calibration=calibration, fallbacks=_fallbacks(facts))
     write_text(staged / "README.md", card)
     with disk_errors(output):
         replace_file(staged, output)
     return proof
 
 
-def _linears(job: Job, work: WorkDir, facts: dict[str, dict[str, Any]]):
-    tasks = job.plan.by_tensor
+def _size(before: Checkpoint, after: Checkpoint, facts: dict[str, dict[str, Any]]) -> dict:
+    """Bytes on disk, and the bits of everything that was computed for the quantized weights."""
+    stored = sum(fact["bytes"] for fact in facts.values())
+    weights = sum(prod(fact["shape"]) for fact in facts.values())
+    return {
+        "bytes_before": before.size_bytes,
+        "bytes_after": after.size_bytes,
+        "bits_per_weight": 8 * stored / weights,
+    }
+
+
+def choose_target(name: str, linears: list[Linear], progress: Progress) -> str:
+    """`auto` is compressed-tensors where it can hold every linear, else our packed layout."""
+    if name != "auto":
+        return name
+    try:
+        for linear in linears:
+            TARGETS["compressed-tensors"].parts(linear)
+    except FormatError as error:
+        progress.say(f"stored in the packed layout: {error}")
+        return "packed"
+    return "compressed-tensors"
+
+
+def _kept(job: Job, facts: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Tensor -> why it is not quantized."""
+    left = {site.tensor: "left by the recipe" for site in job.survey.sites}
+    return {name: why for name, why in (left | job.survey.kept).items() if name not in facts}
+
+
+def _changed(job: Job, work: WorkDir) -> dict[str, Part]:
+    """Tensors that transforms rewrote and nothing quantized."""
+    return {
+        name: Part(dtype, shape, lambda index=index, name=name: work.read_changed(index, name))
+        for index in range(len(job.survey.topologies))
+        for name, (dtype, shape) in work.changed(index).items()
+    }
+
+
+def _told(job: Job, work: WorkDir) -> list[str]:
+    return [line for index in range(len(job.survey.topologies)) for line in work.told(index)]
+
+
+def _linears(job: Job, work: WorkDir, facts: dict[str, dict[str, Any]]) -> Iterator[Linear]:
+    tasks, skeleton = job.plan.by_tensor, job.survey.skeleton
+    transposed = {source.key for source in skeleton.sources.values() if source.transposed}
     for tensor, fact in facts.items():
+        block, task = fact["block"], tasks[tensor]
         yield Linear(
             name=tensor.removesuffix(".weight"),
-            scheme=job.plan.scheme(tasks[tensor]),
+            scheme=job.plan.scheme(task),
             shape=tuple(fact["shape"]),
-            read=lambda part, tensor=tensor, index=fact["block"]: work.part(index, tensor, part),
+            dtype=skeleton.checkpoint.tensors[tensor].dtype,
+            transposed=tensor in transposed,
+            stored={part: (getattr(torch, t), tuple(s)) for part, (t, s) in fact["parts"].items()},
+            read=lambda part, tensor=tensor, block=block: work.part(block, tensor, part),
+            load=lambda tensor=tensor, block=block, task=task: work.load(block, tensor, task)[0],
         )
 
 
-def _public(fact: dict[str, Any]) -> dict[str, Any]:
-    return {key: fact[key] for key in ("loss", "metric", "tokens", "notes", "digest")}
+def _digests(
+    linears: list[Linear], facts: dict[str, dict[str, Any]], target: Target
+) -> dict[str, str]:
+    """What each stored weight must decode to: what was computed, or what the target makes of
+    it."""
+    if target.exact:
+        return {tensor: fact["digest"] for tensor, fact in facts.items()}
+    return {
+        f"{linear.name}.weight": digest(target.parts(linear)["weight"].make()) for linear in linears
+    }
+
+
+def _public(fact: dict[str, Any], digest: str) -> dict[str, Any]:
+    """digest: of the weight as the files hold it."""
+    shown = {key: fact[key] for key in ("loss", "metric", "tokens", "notes", "bytes")}
+    return shown | {"digest": digest}
 
 
 def _fallbacks(facts: dict[str, dict[str, Any]]) -> dict[str, str]:
-    return {
-        name: f"{fact['notes']['fallback']}: {fact['notes']['why']}"
-        for name, fact in facts.items()
-        if "fallback" in fact["notes"]
-    }
+    found = {name: list(_taken(fact["notes"])) for name, fact in facts.items()}
+    return {name: "; ".join(taken) for name, taken in found.items() if taken}
+
+
+def _taken(notes: dict[str, Any]) -> Iterator[str]:
+    if "fallback" in notes:
+        yield f"{notes['fallback']}: {notes['why']}"
+    if "input_scale" in notes:
+        yield f"input scale: {notes['input_scale']}"

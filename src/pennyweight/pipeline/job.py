@@ -31,7 +31,8 @@ class Job:
 def prepare(recipe: Recipe, *, read_text: bool = True) -> Job:
     """Open the model, resolve the plan, and (unless told not to) tokenize the calibration text.
 
-    Reads headers and a page of each tensor; no weights. Raises every error that can be known now.
+    Reads headers and a page of each tensor, and weights only where a rule chooses between schemes.
+    Raises every error that can be known now.
     """
     if not recipe.model:
         raise RecipeError("no model: name a directory or a Hub id")

@@ -19,17 +19,21 @@ from pydantic import ValidationError
 import pennyweight
 from pennyweight.core import FormatError, RecipeError, Scheme
 from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
+from pennyweight.pipeline.choose import choose_schemes
 from pennyweight.pipeline.recipe import (
     COMPUTE,
     Calibrate,
     Recipe,
+    Rewrite,
+    Rule,
     adapter,
     check_calibration,
+    check_target,
     make_quantizer,
     unknown_keys,
 )
 from pennyweight.pipeline.survey import Site, Survey
-from pennyweight.quantize.base import Quantizer
+from pennyweight.quantize.base import Limited, Quantizer
 
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -60,6 +64,8 @@ class Plan:
     calibration_digest: str | None = None  # of the token ids
     min_expert_tokens: int = 32
     trust_remote_code: bool = False
+    target: str = "auto"  # the layout of the result
+    transforms: tuple[Rewrite, ...] = ()
     tasks: tuple[Task, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -80,7 +86,9 @@ class Plan:
     def needs(self, task: Task) -> frozenset[str]:
         """The fields of Stats that a task reads."""
         activation = self.scheme(task).activation
-        static = {"absmax"} if activation is not None and not activation.dynamic else set()
+        static = set()
+        if activation is not None and not activation.dynamic:
+            static = {"absmax", activation.observed}
         return task.make().needs | static
 
 
@@ -96,8 +104,9 @@ def load_plan(path: Path) -> Plan:
     except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not a plan of this version: {error}") from None
     unknown_keys(Plan, data, str(path))
-    for index, task in enumerate(data.get("tasks", [])):
-        unknown_keys(Task, task, f"{path}: tasks.{index}")
+    for key, cls in (("tasks", Task), ("transforms", Rewrite)):
+        for index, item in enumerate(data.get(key, [])):
+            unknown_keys(cls, item, f"{path}: {key}.{index}")
     _validate(plan, str(path))
     return plan
 
@@ -109,14 +118,16 @@ def _validate(plan: Plan, where: str) -> None:
             raise RecipeError(
                 f"{where}: {name}: expected {' or '.join(known)}, found {value!r:.80}"
             )
+    check_target(plan.target, where)
+    for index, rewrite in enumerate(plan.transforms):
+        rewrite.make(f"{where}: transforms.{index}")
     if not plan.tasks:
         raise RecipeError(f"{where}: tasks: expected at least one")
     if plan.calibrate is not None:
         check_calibration(plan.calibrate, plan.seed, where)
     for task in plan.tasks:
-        task.make()
-        plan.scheme(task)
-        if plan.calibrate is None and plan.needs(task):
+        _check_format(task.make(), plan.scheme(task))
+        if plan.calibrate is None and (plan.transforms or plan.needs(task)):
             raise RecipeError(f"{where}: {task.tensor} is to be calibrated, but calibrate is null")
 
 
@@ -139,10 +150,12 @@ def resolve_plan(recipe: Recipe, survey: Survey) -> Plan:
         calibrate=recipe.calibrate,
         min_expert_tokens=recipe.min_expert_tokens,
         trust_remote_code=recipe.trust_remote_code,
+        target=recipe.target,
+        transforms=recipe.transform,
         tasks=tasks,
         versions={"pennyweight": pennyweight.__version__, "torch": torch.__version__},
     )
-    needs_data = any(plan.needs(task) for task in tasks)
+    needs_data = bool(plan.transforms) or any(plan.needs(task) for task in tasks)
     return plan if needs_data else dataclasses.replace(plan, calibrate=None)
 
 
@@ -155,18 +168,29 @@ def _compute(recipe: Recipe, dtype: torch.dtype) -> str:
 
 
 def _tasks(recipe: Recipe, survey: Survey, dtype: torch.dtype) -> Iterator[Task]:
+    wanted = list(_matched(recipe, survey))
+    for site, rule in wanted:
+        for name in rule.schemes:
+            scheme = parse_scheme(name, dtype)
+            _check_groups(site, scheme)
+            _check_format(make_quantizer(rule.quantizer, rule.options, site.tensor), scheme)
+    chosen = choose_schemes(wanted, survey, dtype)
+    for site, rule in wanted:
+        yield Task(
+            tensor=site.tensor, scheme=chosen[site.tensor], quantizer=rule.quantizer,
+            options=dict(rule.options),
+        )  # fmt: skip
+
+
+def _matched(recipe: Recipe, survey: Survey) -> Iterator[tuple[Site, Rule]]:
+    """Each tensor that is to be quantized and the rule it falls under."""
     unused = dict(enumerate(recipe.rule))
     for site in survey.sites:
         for index, rule in enumerate(recipe.rule):
             if fnmatch.fnmatchcase(site.tensor, rule.match):
                 unused.pop(index, None)
-                if rule.scheme != UNTOUCHED:
-                    scheme = parse_scheme(rule.scheme, dtype)
-                    _check_groups(site, scheme)
-                    yield Task(
-                        tensor=site.tensor, scheme=rule.scheme, quantizer=rule.quantizer,
-                        options=dict(rule.options),
-                    )  # fmt: skip
+                if rule.schemes != (UNTOUCHED,):
+                    yield site, rule
                 break
     for index, rule in unused.items():
         raise RecipeError(_unused(index, rule.match, recipe, survey))
@@ -184,8 +208,15 @@ def _unused(index: int, pattern: str, recipe: Recipe, survey: Survey) -> str:
     return f"rule.{index}: match {pattern!r} matches no tensor; names look like {example!r}"
 
 
+def _check_format(quantizer: Quantizer, scheme: Scheme) -> None:
+    if isinstance(quantizer, Limited):
+        quantizer.check_format(scheme.weight)
+
+
 def _check_groups(site: Site, scheme: Scheme) -> None:
     try:
         scheme.weight.groups(*site.shape)
+        if scheme.activation is not None:
+            scheme.activation.format.groups(1, site.shape[1])
     except FormatError as error:
         raise FormatError(f"{site.tensor}: {error}, or a rule for this tensor") from None

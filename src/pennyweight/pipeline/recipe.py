@@ -13,13 +13,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from pennyweight.core import RecipeError, UnknownNameError
+from pennyweight.export import TARGETS
 from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
 from pennyweight.quantize import QUANTIZERS
+from pennyweight.quantize.base import Quantizer
+from pennyweight.transform import TRANSFORMS
+from pennyweight.transform.base import Transform
 
 COMPUTE = ("float32", "bfloat16")
 # Making an adapter takes longer than a hundred uses of it.
@@ -34,6 +38,7 @@ class Calibrate:
     data: tuple[str, ...] = ("stdlib",)  # names or files
     samples: int = 128
     tokens: int = 512  # per sample
+    gradient_samples: int | None = None  # so many of the samples give gradients; all if not said
     split_at: str | None = None  # a regular expression that cuts text files into documents
 
 
@@ -42,9 +47,27 @@ class Rule:
     """Which scheme and quantizer the tensors that match get. The first rule that matches wins."""
 
     match: str = "*"  # a glob over tensor names as in the checkpoint
-    scheme: str = "W4A16_g128"
+    scheme: str | tuple[str, ...] = "W4A16_g128"  # of several each tensor gets one, by `choose`
+    choose: Literal["weight_error"] = "weight_error"  # the least squared error of plain rounding
     quantizer: str = "gptq"
     options: Mapping[str, Any] = field(default_factory=dict)  # fields of the quantizer
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        return (self.scheme,) if isinstance(self.scheme, str) else self.scheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewrite:
+    """A transform, and the inputs it is for: those of the tensors that match. All of them run, in
+    order, on what the earlier ones left."""
+
+    name: str
+    match: str = "*"  # a glob over tensor names as in the checkpoint
+    options: Mapping[str, Any] = field(default_factory=dict)  # fields of the transform
+
+    def make(self, where: str = "transform") -> Transform:
+        return make_transform(self.name, self.options, where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +77,16 @@ class Recipe:
     model: str = ""
     seed: int = 0
     calibrate: Calibrate = Calibrate()
+    transform: tuple[Rewrite, ...] = ()
     rule: tuple[Rule, ...] = (Rule(),)
     compute: str = (
         "auto"  # dtype of the forward passes: bfloat16 where the checkpoint is, else float32
     )
-    min_expert_tokens: int = (
-        32  # experts that saw fewer are rounded to nearest, and named in the card
-    )
+    # Experts that saw fewer are rounded to nearest, and take a static input scale from the largest
+    # input of the block's experts; both are named in the card.
+    min_expert_tokens: int = 32
     trust_remote_code: bool = False
+    target: str = "auto"  # compressed-tensors where it can hold the result, else packed; or dense
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -113,15 +138,28 @@ def _validate(recipe: Recipe, where: str) -> None:
     if not recipe.rule:
         raise RecipeError(f"{where}: rule: at least one rule is needed")
     check_calibration(recipe.calibrate, recipe.seed, where)
+    check_target(recipe.target, where)
     if recipe.compute not in ("auto", *COMPUTE):
         raise RecipeError(
             f"{where}: compute: expected auto, {' or '.join(COMPUTE)}, found {recipe.compute!r:.80}"
         )
+    for index, rewrite in enumerate(recipe.transform):
+        rewrite.make(f"{where}: transform.{index}")
     for index, rule in enumerate(recipe.rule):
         make_quantizer(rule.quantizer, rule.options, f"{where}: rule.{index}")
-        if rule.scheme != UNTOUCHED:
-            with _at(f"{where}: rule.{index}.scheme"):
-                parse_scheme(rule.scheme)
+        if rule.schemes != (UNTOUCHED,):
+            _check_schemes(rule.schemes, f"{where}: rule.{index}.scheme")
+
+
+def _check_schemes(names: Sequence[str], where: str) -> None:
+    if not names or (len(names) > 1 and UNTOUCHED in names):
+        raise RecipeError(
+            f"{where}: expected the name of a scheme, or several to choose from without "
+            f"{UNTOUCHED}, which loses nothing; found {list(names)!r:.80}"
+        )
+    for name in names:
+        with _at(where):
+            parse_scheme(name)
 
 
 def check_calibration(calibrate: Calibrate, seed: int, where: str) -> None:
@@ -131,14 +169,39 @@ def check_calibration(calibrate: Calibrate, seed: int, where: str) -> None:
             raise RecipeError(
                 f"{where}: calibrate.{name}: expected 1 to {LARGEST}, found {value!s:.40}"
             )
+    some = calibrate.gradient_samples
+    if some is not None and not 1 <= some <= calibrate.samples:
+        raise RecipeError(
+            f"{where}: calibrate.gradient_samples: expected 1 to samples = {calibrate.samples}, "
+            f"found {some!s:.40}"
+        )
     if not 0 <= seed < 2**63:
         raise RecipeError(f"{where}: seed: expected 0 to 2^63 - 1, found {seed!s:.40}")
 
 
-def make_quantizer(name: str, options: Mapping[str, Any], where: str):
+def check_target(name: str, where: str) -> None:
+    """Raises UnknownNameError, with the nearest name."""
+    if name != "auto":
+        with _at(f"{where}: target"):
+            TARGETS[name]
+
+
+def make_quantizer(name: str, options: Mapping[str, Any], where: str) -> Quantizer:
     """The quantizer with these options; they are checked against its fields."""
+    made = _make(QUANTIZERS, name, options, where)
+    with _at(f"{where}: {name}"):
+        _ = made.needs  # where a quantizer or saliency inside it is looked up
+    return made
+
+
+def make_transform(name: str, options: Mapping[str, Any], where: str) -> Transform:
+    """As `make_quantizer`."""
+    return _make(TRANSFORMS, name, options, where)
+
+
+def _make(table: Mapping[str, type], name: str, options: Mapping[str, Any], where: str) -> Any:
     with _at(where):
-        cls = QUANTIZERS[name]
+        cls = table[name]
     unknown_keys(cls, options, f"{where}: {name}")
     made = _typed(cls, options, f"{where}: {name}.")
     for key in options:
@@ -152,11 +215,11 @@ def make_quantizer(name: str, options: Mapping[str, Any], where: str):
 
 @contextmanager
 def _at(where: str) -> Iterator[None]:
-    """Say where the name is that nobody knows."""
+    """Say where the name is that nobody knows, or the option that is wrong."""
     try:
         yield
-    except UnknownNameError as error:
-        raise UnknownNameError(f"{where}: {error}") from None
+    except (UnknownNameError, RecipeError) as error:
+        raise type(error)(f"{where}: {error}") from None
 
 
 def override(data: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -190,7 +253,7 @@ def _assign(data: Any, keys: list[str], value: Any, assignment: str) -> None:
         if last:
             data[place] = value
         else:
-            fresh = [{}] if key == "rule" else {}  # rule.0 is there without a file, as by default
+            fresh = [{}] if key in ("rule", "transform") else {}  # rule.0 is there without a file
             data = data[place] if isinstance(data, list) else data.setdefault(key, fresh)
 
 
@@ -216,7 +279,11 @@ def unknown_keys(cls: type, data: Mapping[str, Any], where: str) -> None:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
             raise RecipeError(f"{where}: unknown key {key!r}; {hint}")
-        nested = {"calibrate": Calibrate, "rule": Rule}.get(key) if cls is Recipe else None
+        nested = (
+            {"calibrate": Calibrate, "rule": Rule, "transform": Rewrite}.get(key)
+            if cls is Recipe
+            else None
+        )
         if nested:
             for index, item in enumerate(value if isinstance(value, list) else [value]):
                 if isinstance(item, dict):

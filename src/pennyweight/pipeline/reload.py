@@ -6,20 +6,22 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils.quantization_config import CompressedTensorsConfig
+from transformers.quantizers.base import MODULES_TO_PATCH_FOR_QUANTIZATION
+from transformers.utils.quantization_config import CompressedTensorsConfig, QuantizationMethod
 
 from pennyweight.core import CheckpointError, NumericalError
+from pennyweight.formats.compressed_tensors import decoded_dtype
 from pennyweight.model.adapt import UnfusedExperts
 from pennyweight.model.checkpoint import Checkpoint
 from pennyweight.model.compressed import CompressedCheckpoint
 from pennyweight.model.load import fill, vocabulary
+from pennyweight.model.packed import PackedCheckpoint
 from pennyweight.model.skeleton import Skeleton
 from pennyweight.model.workers import start_workers
 
@@ -27,20 +29,29 @@ PROBE_TOKENS = 32
 
 
 def compare_logits(
-    out: Path, source: Checkpoint, *, trust_remote_code: bool = False, max_bytes: int | None
+    exported: Checkpoint,
+    skeleton: Skeleton,
+    *,
+    trust_remote_code: bool = False,
+    max_bytes: int | None,
 ) -> dict[str, Any]:
-    """Logits of transformers' own reload of `out` against `source` with the quantized weights.
+    """Logits of transformers' own reload of `exported` against its source with the quantized
+    weights.
 
-    max_bytes: what two float32 copies of the model may take; a larger one is skipped, with the
-    reason in the result. Raises CheckpointError if the logits differ by more than float32 sums may.
+    skeleton: of the source. max_bytes: what two float32 copies of the model may take; a larger one
+    is skipped, with the reason in the result. Raises CheckpointError if the logits differ by more
+    than float32 sums may.
     """
-    exported, skeleton = CompressedCheckpoint.open(out), Skeleton.build(source, trust_remote_code)
+    if isinstance(exported, PackedCheckpoint):
+        return {"skipped": "transformers does not read the packed layout"}
     reason = _cannot_reload(skeleton, exported, max_bytes)
     if reason:
         return {"skipped": reason}
-    ours = fill(skeleton, torch.float32)
-    _put_weights(skeleton, exported)
-    theirs = _reload(out, exported, trust_remote_code)
+    here = Skeleton.build(exported, trust_remote_code)
+    ours = fill(here, torch.float32)
+    if isinstance(exported, CompressedCheckpoint):
+        _hold_weights(here, exported)
+    theirs = _reload(exported, trust_remote_code)
     vocab = vocabulary(ours)
     length = min(PROBE_TOKENS, getattr(ours.config, "max_position_embeddings", PROBE_TOKENS))
     ids = torch.randint(vocab, (1, length), generator=torch.Generator().manual_seed(0))
@@ -49,21 +60,21 @@ def compare_logits(
         expected, found = ours(input_ids=ids).logits, theirs(input_ids=ids).logits
     if not bool(expected.isfinite().all()):
         raise NumericalError(
-            f"{source.path}: the model's logits are NaN or Inf with the weights that were "
-            "computed; are the weights of the source so large that its products overflow?"
+            f"{skeleton.checkpoint.path}: the model's logits are NaN or Inf with the weights that "
+            "were computed; are the weights of the source so large that its products overflow?"
         )
     error = (expected - found).abs().max().item()
     # Both compute in float32 from the same weights; they differ in the order of sums alone.
     bound = 1e-3 * max(expected.abs().max().item(), 1.0)
     if not error <= bound:
         raise CheckpointError(
-            f"{out}: transformers' reload gives other logits (largest difference {error:.3g}, "
-            f"allowed {bound:.3g})"
+            f"{exported.path}: transformers' reload gives other logits "
+            f"(largest difference {error:.3g}, allowed {bound:.3g})"
         )
     return {"tokens": length, "largest_difference": error, "allowed": bound, "by": "transformers"}
 
 
-def _put_weights(skeleton: Skeleton, exported: CompressedCheckpoint) -> None:
+def _hold_weights(skeleton: Skeleton, exported: CompressedCheckpoint) -> None:
     """The quantized weights, as the reload will hold them.
 
     One scheme is dequantized by transformers in the dtype of its scales, several only when they
@@ -83,15 +94,15 @@ def _is_uniform(exported: CompressedCheckpoint) -> bool:
     return len({scheme.name for scheme in exported.schemes.values()}) == 1
 
 
-def _reload(out: Path, exported: CompressedCheckpoint, remote: bool) -> PreTrainedModel:
+def _reload(exported: Checkpoint, remote: bool) -> PreTrainedModel:
     # Dequantized on load: how an engine rounds activations is its own business, and without it
     # transformers 5.23 cannot read packed zero points. It knows one scheme for all linears there.
     options = {}
-    if _is_uniform(exported):
+    if isinstance(exported, CompressedCheckpoint) and _is_uniform(exported):
         options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
     with _quiet():
         return AutoModelForCausalLM.from_pretrained(
-            out, dtype=torch.float32, trust_remote_code=remote, **options
+            exported.path, dtype=torch.float32, trust_remote_code=remote, **options
         ).eval()
 
 
@@ -110,9 +121,37 @@ def _quiet() -> Iterator[None]:
         transformers.logging.enable_progress_bar()
 
 
-def _cannot_reload(
-    skeleton: Skeleton, exported: CompressedCheckpoint, max_bytes: int | None
-) -> str | None:
+def _cannot_reload(skeleton: Skeleton, exported: Checkpoint, max_bytes: int | None) -> str | None:
+    if why := _cannot_find_experts(skeleton, exported):
+        return why
+    if isinstance(exported, CompressedCheckpoint) and (why := _cannot_decode(skeleton, exported)):
+        return why
+    size = 8 * sum(prod(info.shape) for info in skeleton.checkpoint.tensors.values())
+    if max_bytes is not None and size > max_bytes:
+        return (
+            f"two float32 copies take {size / 2**30:.1f} GiB, and here they may not take more than "
+            f"{max_bytes / 2**30:.0f} GiB; `pennyweight prove` compares them all the same"
+        )
+    return None
+
+
+def _cannot_find_experts(skeleton: Skeleton, exported: Checkpoint) -> str | None:
+    """Experts that the source joins in one tensor; transformers knows some quantized ones apart."""
+    compressed = isinstance(exported, CompressedCheckpoint)
+    for experts in _experts(skeleton, joined=True):
+        known = MODULES_TO_PATCH_FOR_QUANTIZATION.get(experts.kind, {})
+        apart = compressed and QuantizationMethod.COMPRESSED_TENSORS in known.get(
+            "quantization_methods", ()
+        )
+        stored = {source.key in exported.tensors for source in experts.sources.values()}
+        if stored != {apart}:
+            there, here = ("one by one", "in one tensor") if apart else ("in one tensor", "apart")
+            return f"transformers looks for the experts of a layer {there}, and they are {here}"
+    return None
+
+
+def _cannot_decode(skeleton: Skeleton, exported: CompressedCheckpoint) -> str | None:
+    """What transformers cannot do with a compressed-tensors checkpoint."""
     if any(source.transposed for source in skeleton.sources.values()):
         return (
             "transformers reads compressed-tensors into nn.Linear only, and this model has Conv1D"
@@ -123,23 +162,28 @@ def _cannot_reload(
     activations = any(s.activation for s in schemes)
     if mixed and asymmetric:
         return "transformers cannot read packed zero points beside a second scheme"
+    if mixed and any(decoded_dtype(s, torch.float32) is not torch.float32 for s in schemes):
+        return "transformers decodes MX and NVFP4 to bfloat16 alone, and not beside a second scheme"
     if mixed and activations:
         return "transformers cannot leave activations unrounded beside a second scheme"
     if _experts_are_quantized(skeleton, exported) and (mixed or asymmetric or activations):
         return "transformers fuses experts, and can do so from one symmetric packed scheme only"
-    size = 8 * sum(prod(info.shape) for info in skeleton.checkpoint.tensors.values())
-    if max_bytes is not None and size > max_bytes:
-        return (
-            f"two float32 copies take {size / 2**30:.1f} GiB, and here they may not take more than "
-            f"{max_bytes / 2**30:.0f} GiB; `pennyweight prove` compares them all the same"
-        )
     return None
 
 
 def _experts_are_quantized(skeleton: Skeleton, exported: CompressedCheckpoint) -> bool:
+    """Of those that transformers fuses when it loads them."""
     return any(
-        skeleton.sources[f"{name}.{local}.weight"].key.removesuffix(".weight") in exported.schemes
-        for name, module in skeleton.model.named_modules()
-        if isinstance(module, UnfusedExperts)
-        for local in module.sources
+        source.key.removesuffix(".weight") in exported.schemes
+        for experts in _experts(skeleton, joined=False)
+        for source in experts.sources.values()
     )
+
+
+def _experts(skeleton: Skeleton, joined: bool) -> Iterator[UnfusedExperts]:
+    """Those that the source stores as one tensor for all experts of a layer, or the others."""
+    for module in skeleton.model.modules():
+        if isinstance(module, UnfusedExperts):
+            keys = [source.key for source in module.sources.values()]
+            if joined == any(skeleton.checkpoint.tensors[key].whole is not None for key in keys):
+                yield module

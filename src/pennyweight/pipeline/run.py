@@ -13,10 +13,14 @@ from pennyweight.model.capture import Sample, capture
 from pennyweight.model.memory import give_back, peak_bytes
 from pennyweight.model.stream import Block
 from pennyweight.model.workers import Workers
+from pennyweight.pipeline.cutoffs import Cutoffs
+from pennyweight.pipeline.gradients import FOLDER, Gradients
 from pennyweight.pipeline.plan import Plan
+from pennyweight.pipeline.rescale import Rescaling
 from pennyweight.pipeline.stage import Stage, install
 from pennyweight.pipeline.survey import Survey
 from pennyweight.pipeline.workdir import Finished, WorkDir
+from pennyweight.saliency.select import Cutoff
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +42,22 @@ class Run:
         self.progress.begin(blocks=count, done=count - len(todo), linears=unfinished)
         if not todo:
             return
+        gradients = self._gradients()
+        gradients.compute(todo)
+        cutoffs = Cutoffs(
+            plan=self.plan, survey=self.survey, gradients=gradients, path=self.work.path
+        ).find()
         samples = self._capture()
+        rescaling = Rescaling(self.plan, self.survey, self.workers)
         for index in range(max(todo) + 1):
             if index not in todo and not samples:
                 continue
-            block = Block(self.survey.skeleton, index, self.survey.topologies[index], self._dtype)
+            block = self._block(index)
             with block.loaded() if samples else nullcontext():
                 if index in todo:
-                    self._quantize(block, samples)
+                    told = list(rescaling(block, samples))
+                    finished = self._quantize(block, samples, gradients, cutoffs)
+                    self.work.save(index, finished, rescaling.changed(block), told)
                 else:
                     self._restore(block)
                 if samples and index < max(todo):
@@ -56,6 +68,10 @@ class Run:
     def _dtype(self) -> torch.dtype:
         return getattr(torch, self.plan.compute)
 
+    def _block(self, index: int) -> Block:
+        topology = self.survey.topologies[index]
+        return Block(self.survey.skeleton, index, topology, self._dtype, self.work.path)
+
     def _planned_sites(self):
         planned = self.plan.by_tensor
         return [site for site in self.survey.sites if site.tensor in planned]
@@ -65,15 +81,31 @@ class Run:
             return []
         return capture(self.survey.skeleton, self.rows, self._dtype)
 
-    def _quantize(self, block: Block, samples: list[Sample]) -> None:
-        stage, finished = Stage(self.plan, self.survey, block, self.workers), []
+    def _gradients(self) -> Gradients:
+        some = self.plan.calibrate.gradient_samples if self.plan.calibrate else None
+        return Gradients(
+            plan=self.plan, survey=self.survey, folder=self.work.path / FOLDER,
+            rows=None if self.rows is None else self.rows[:some],
+            workers=self.workers, progress=self.progress,
+        )  # fmt: skip
+
+    def _quantize(
+        self,
+        block: Block,
+        samples: list[Sample],
+        gradients: Gradients,
+        cutoffs: dict[str, Cutoff],
+    ) -> list[Finished]:
+        stage = Stage(self.plan, self.survey, block, self.workers, gradients, cutoffs)
+        finished: list[Finished] = []
         # q,k,v | o | gate,up | down: the inputs of later ones come from quantized earlier ones
         for groups in block.topology.stages:
             give_back()
             for one in stage.quantize(groups, samples):
                 finished.append(one)
                 self._tell(block.index, one)
-        self.work.save(block.index, finished)
+            block.settle(groups)
+        return finished
 
     def _tell(self, index: int, one: Finished) -> None:
         self.progress.linear(block=index, name=one.tensor, loss=one.loss, metric=one.metric)
@@ -86,6 +118,12 @@ class Run:
     def _restore(self, block: Block) -> None:
         """Put the finished weights of an earlier run back, so that the samples can pass."""
         tasks = self.plan.by_tensor
+        block.put_stored(
+            {
+                name: self.work.read_changed(block.index, name)
+                for name in self.work.changed(block.index)
+            }
+        )
         for tensor in self.work.facts(block.index):
             task = tasks[tensor]
             quantized, input_scale = self.work.load(block.index, tensor, task)

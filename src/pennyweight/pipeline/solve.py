@@ -20,13 +20,16 @@ def solve(
     stats: Stats,
     workers: Mapper,
 ) -> Quantized:
-    """The quantized weight, from all threads; how it is cut depends on shapes alone."""
-    if isinstance(quantizer, Selects):
+    """The quantized weight, from all threads; how it is cut depends on shapes alone.
+
+    What `stats` already says to keep is not chosen again.
+    """
+    if isinstance(quantizer, Selects) and stats.keep is None:
         keep = quantizer.select(weight, format, stats, workers)
         stats = replace(stats, keep=keep)
     if isinstance(quantizer, Prepares):
         quantizer.prepare(stats, workers)
-    rows = ROWS if format.group_rows == 1 else len(weight)
+    rows = ROWS if format.rows_independent else len(weight)
 
     def part(start: int) -> Quantized:
         return quantizer(weight[start : start + rows], format, stats.rows(start, start + rows))

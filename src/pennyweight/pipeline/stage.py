@@ -3,8 +3,8 @@ block."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +16,24 @@ from pennyweight.core import (
     Quantized,
     Scheme,
     Stats,
+    UnsupportedError,
 )
 from pennyweight.formats.rounding import round_to_nearest
 from pennyweight.model.capture import Sample
 from pennyweight.model.linear import QuantizedLinear, static_input_scale
+from pennyweight.model.memory import give_back
 from pennyweight.model.stream import Block
 from pennyweight.model.topology import Group
 from pennyweight.model.workers import Workers
 from pennyweight.observe.collect import Collector
+from pennyweight.observe.gradient import GRADIENT_FIELDS
+from pennyweight.pipeline.gradients import Gradients
 from pennyweight.pipeline.plan import Plan, Task
 from pennyweight.pipeline.solve import looks_at_whole_tensors, solve
 from pennyweight.pipeline.survey import Site, Survey
 from pennyweight.pipeline.workdir import Finished
+from pennyweight.quantize.base import FallsBack, SelectsTogether
+from pennyweight.saliency.select import Cutoff
 
 CHUNK = 4  # samples whose inputs are held at once: bounds memory, and is the order of the sums
 LOSS_ROWS = 128  # rows on which the reported loss is computed: it is a progress figure
@@ -41,6 +47,8 @@ class Stage:
     survey: Survey
     block: Block
     workers: Workers
+    gradients: Gradients | None = None
+    cutoffs: Mapping[str, Cutoff] = field(default_factory=dict)  # of tensors that share one
 
     def quantize(self, groups: tuple[Group, ...], samples: list[Sample]) -> Iterator[Finished]:
         """Observe all groups in one pass, then solve them one after another."""
@@ -48,6 +56,7 @@ class Stage:
         work = {group: tasks for group, tasks in work.items() if tasks}
         needs = {
             group: frozenset().union(*(self.plan.needs(task) for _, task in tasks))
+            - GRADIENT_FIELDS
             for group, tasks in work.items()
         }
         observed = [group for group in work if needs[group]]
@@ -71,20 +80,26 @@ class Stage:
                 except PennyweightError as error:
                     raise type(error)(f"{self.block.prefix}{group.linears[0]}: {error}") from None
             del part
+        give_back()  # what the passes left behind is not needed while the stage is solved
         return {group: collector.stats() for group, collector in collectors.items()}
 
     def _solve(
-        self, group: Group, tasks, stats: Stats, largest: Tensor | None
+        self, group: Group, tasks, observed: Stats, largest: Tensor | None
     ) -> Iterator[Finished]:
-        for bundle in _bundles(tasks):
-            weights = [self.block.weight(site.local) for site, _ in bundle]
+        bundles = _bundles(tasks)
+        for bundle in bundles:
+            stats = self._with_gradients(bundle, observed)
+            whole = self.block.weights([site.local for site, _ in bundle])
+            weights = whole.split([site.shape[0] for site, _ in bundle])
             tensors, task = [site.tensor for site, _ in bundle], bundle[0][1]
             scheme = self.plan.scheme(task)
             try:
-                solved = self._round(torch.cat(weights), scheme.weight, task, stats, group)
+                solved = self._round(whole, scheme.weight, task, stats, group)
                 input_scale, note = self._input_scale(group, scheme, stats, largest)
             except PennyweightError as error:
                 raise type(error)(f"{', '.join(tensors)}: {error}") from None
+            if bundle is bundles[-1]:
+                observed.forget()
             start = 0
             for (site, _), weight in zip(bundle, weights, strict=True):
                 part = solved.rows(start, start + len(weight)) if len(bundle) > 1 else solved
@@ -97,13 +112,37 @@ class Stage:
                     loss=loss, metric=metric, tokens=stats.tokens, input_scale=input_scale,
                 )  # fmt: skip
 
+    def _with_gradients(self, bundle: list[tuple[Site, Task]], stats: Stats) -> Stats:
+        """What was observed of the input, and the gradient of the weight where it is needed."""
+        site, task = bundle[0]
+        if not self.plan.needs(task) & GRADIENT_FIELDS:
+            return stats
+        assert self.gradients is not None and len(bundle) == 1, "each weight has its own gradient"
+        self._require_unchanged(site.tensor, "its gradient is that of the weight")
+        return self.gradients.of(site, stats)
+
+    def _require_unchanged(self, tensor: str, what: str) -> None:
+        if f"{self.survey.by_tensor[tensor].local}.weight" in self.block.changes:
+            raise UnsupportedError(
+                f"{tensor}: {what} as it was given, and a transform changed it; leave this tensor "
+                "out of the transform's match"
+            )
+
     def _round(
         self, weight: Tensor, format: Format, task: Task, stats: Stats, group: Group
     ) -> Quantized:
         quantizer = task.make()
         if quantizer.needs and self._is_starved(group, stats):
-            note = {"fallback": "rtn", "why": f"the expert saw {stats.tokens} tokens"}
+            why = f"the expert saw {stats.tokens} tokens"
+            if isinstance(quantizer, FallsBack):
+                solved = solve(quantizer.without_data(), weight, format, stats, self.workers)
+                return replace(solved, notes={"fallback": quantizer.fallback, "why": why})
+            note = {"fallback": "rtn", "why": why}
             return Quantized(weight=round_to_nearest(weight, format), notes=note)
+        if isinstance(quantizer, SelectsTogether) and (cutoff := self.cutoffs.get(task.tensor)):
+            self._require_unchanged(task.tensor, "the weights to keep were chosen from it")
+            keep = cutoff.keep(quantizer.score(weight, format, stats))
+            stats = replace(stats, keep=keep)
         return solve(quantizer, weight, format, stats, self.workers)
 
     def _is_starved(self, group: Group, stats: Stats) -> bool:
@@ -117,19 +156,19 @@ class Stage:
         largest: |x| of each channel over all groups of the stage, which are experts if there are
         several: an expert that saw too few tokens takes the range of them all.
         """
-        activation, stored = scheme.activation, scheme.weight.scale
+        activation = scheme.activation
         if activation is None or activation.dynamic:
             return None, {}
-        assert isinstance(stored, torch.dtype), "static schemes store scales in a dtype"
-        if stats.absmax is not None and not self._is_starved(group, stats):
-            return static_input_scale(stats.absmax, activation, stored), {}
+        seen = getattr(stats, activation.observed)
+        if seen is not None and not self._is_starved(group, stats):
+            return static_input_scale(seen, activation), {}
         if largest is None or not is_expert(group):
             raise DataError(
                 "no calibration token reached it, and a static input scale is fixed by those that "
                 "do; calibrate on more or other text, or use W8A8, whose scales are dynamic"
             )
         why = f"the largest of the block's experts, as this one saw {stats.tokens} tokens"
-        return static_input_scale(largest, activation, stored), {"input_scale": why}
+        return static_input_scale(largest, activation), {"input_scale": why}
 
 
 def largest_absmax(stats: Iterable[Stats]) -> Tensor | None:

@@ -6,8 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import nn
+from torch import Tensor, nn
 
+from pennyweight.model.adapt import UnfusedExperts
 from pennyweight.model.capture import capture_shapes
 from pennyweight.model.skeleton import Skeleton, config_faults
 from pennyweight.model.topology import Topology, find_topology
@@ -49,6 +50,11 @@ class Survey:
     def by_tensor(self) -> dict[str, Site]:
         return {site.tensor: site for site in self.sites}
 
+    def weight(self, site: Site) -> Tensor:
+        """The weight [out, in] as the checkpoint stores it, exact, in float32."""
+        name = f"{self.skeleton.block_prefix(site.block)}{site.local}.weight"
+        return self.skeleton.read(self.skeleton.sources[name]).float()
+
     def fused(self) -> list[tuple[Site, ...]]:
         """Sites that serving engines run as one matrix product."""
         places, found = self._by_place, []
@@ -73,7 +79,7 @@ def survey(skeleton: Skeleton) -> Survey:
             source = sources[f"{local}.weight"]
             linear = blocks[index].get_submodule(local)
             assert isinstance(linear, nn.Linear)
-            if linear.out_features <= ROUTER_WIDTH:
+            if linear.out_features <= ROUTER_WIDTH or _is_router(blocks[index], local, linear):
                 kept[source.key] = "router or gate"
                 continue
             shape = (linear.out_features, linear.in_features)
@@ -83,6 +89,15 @@ def survey(skeleton: Skeleton) -> Survey:
         if name not in taken and name not in kept:
             kept[name] = _reason(skeleton, name)
     return Survey(skeleton, topologies, tuple(sites), kept)
+
+
+def _is_router(block: nn.Module, local: str, linear: nn.Linear) -> bool:
+    """One output for each of the experts beside it."""
+    beside = block.get_submodule(local.rpartition(".")[0]).children()
+    return any(
+        isinstance(module, UnfusedExperts) and len(module.names) == linear.out_features
+        for module in beside
+    )
 
 
 def _reason(skeleton: Skeleton, key: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from pennyweight.model.writer import Entry, disk_errors, write_safetensors, writ
 from pennyweight.pipeline.plan import Plan, Task, load_plan
 
 PLAN = "plan.json"
+CHANGED = ".rewritten"  # what the block file calls a tensor that a transform rewrote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,7 @@ class Finished:
     @property
     def shape(self) -> tuple[int, int]:
         """out, in"""
-        rows, cols = self.quantized.weight.codes.shape
-        return rows, cols
+        return self.quantized.weight.shape
 
     @property
     def digest(self) -> str:
@@ -80,9 +81,20 @@ class WorkDir:
     def is_done(self, index: int) -> bool:
         return self.block_file(index).is_file()
 
-    def save(self, index: int, finished: list[Finished]) -> None:
-        """Write the file of block `index`; it appears whole or not at all."""
-        entries, facts = [], {}
+    def save(
+        self,
+        index: int,
+        finished: list[Finished],
+        changed: dict[str, Tensor],
+        told: list[str],
+    ) -> None:
+        """Write the file of block `index`; it appears whole or not at all.
+
+        changed: checkpoint tensor -> its new values, of what a transform rewrote and is not
+        quantized. told: what there is to say of the transforms.
+        """
+        entries = [Entry.of(f"{name}{CHANGED}", value) for name, value in changed.items()]
+        facts = {}
         for one in finished:
             parts = pack(one.quantized.weight) | pack_corrections(one.quantized.corrections)
             if one.input_scale is not None:
@@ -91,13 +103,27 @@ class WorkDir:
             facts[one.tensor] = {
                 "shape": list(one.shape), "loss": one.loss, "metric": one.metric,
                 "tokens": one.tokens, "notes": dict(one.quantized.notes), "digest": one.digest,
-                "bytes": sum(tensor.nbytes for tensor in parts.values()), "parts": sorted(parts),
+                "bytes": sum(tensor.nbytes for tensor in parts.values()), "parts": {
+                    name: (str(part.dtype).removeprefix("torch."), list(part.shape))
+                    for name, part in parts.items()
+                },
             }  # fmt: skip
-        metadata = {"plan": self.plan.digest, "linears": json.dumps(facts, sort_keys=True)}
+        metadata = {
+            "plan": self.plan.digest,
+            "linears": json.dumps(facts, sort_keys=True),
+            "transforms": json.dumps(told),
+        }
         write_safetensors(self.block_file(index), entries, metadata)
 
     def facts(self, index: int) -> dict[str, dict[str, Any]]:
         """Tensor name -> shape, loss, notes, digest of block `index`, without its weights."""
+        return json.loads(self._metadata(index)["linears"])
+
+    def told(self, index: int) -> list[str]:
+        """What the transforms of block `index` came to."""
+        return json.loads(self._metadata(index)["transforms"])
+
+    def _metadata(self, index: int) -> dict[str, str]:
         file = self.block_file(index)
         try:
             read_header(file)
@@ -109,7 +135,7 @@ class WorkDir:
             metadata = opened.metadata() or {}
         if metadata.get("plan") != self.plan.digest:
             raise CheckpointError(f"{file}: from another plan; delete {self.path} to start again")
-        return json.loads(metadata["linears"])
+        return metadata
 
     def load(self, index: int, tensor: str, task: Task) -> tuple[Quantized, Tensor | None]:
         """The finished weight and static input scale (or None) of one tensor."""
@@ -126,6 +152,18 @@ class WorkDir:
             corrections=unpack_corrections(parts, size),
         )
         return quantized, parts.get("input_scale")
+
+    def changed(self, index: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Checkpoint tensor -> dtype and shape, of what a transform rewrote in block `index`."""
+        return {
+            name.removesuffix(CHANGED): (info.dtype, info.shape)
+            for name, info in read_header(self.block_file(index)).items()
+            if name.endswith(CHANGED)
+        }
+
+    def read_changed(self, index: int, tensor: str) -> Tensor:
+        with safe_open(self.block_file(index), framework="pt") as opened:
+            return opened.get_tensor(f"{tensor}{CHANGED}").clone()
 
     def part(self, index: int, tensor: str, part: str) -> Tensor:
         """One stored part (`codes`, `scale`, ...) of a finished weight, as bytes are on disk."""

@@ -16,7 +16,7 @@ class Quantizer(Protocol):
     rows over threads. What does depend on other rows goes into one of the protocols below.
     """
 
-    needs: ClassVar[frozenset[str]]  # the fields of Stats it reads
+    needs: ClassVar[frozenset[str]]  # the fields of Stats it reads; a property if options decide
     source: ClassVar[str]  # where the method is described
 
     def __call__(self, weight: Float[Tensor, "out in"], format: Format, stats: Stats) -> Quantized:
@@ -45,6 +45,34 @@ class Selects(Protocol):
 
 
 @runtime_checkable
+class SelectsTogether(Protocol):
+    """A quantizer that may choose the weights to keep over several tensors at once, before any of
+    them is solved and so before any input is observed."""
+
+    @property
+    def scope(self) -> str:
+        """One of `saliency.select.WIDE`; anything else is chosen by `Selects`."""
+        ...
+
+    @property
+    def share(self) -> float:
+        """Of all weights in the scope, how many are kept."""
+        ...
+
+    def is_blind(self, stats: Stats) -> bool:
+        """Whether nothing was observed that a score could be made of; the tensor then makes a
+        choice of its own, in `Selects`."""
+        ...
+
+    def score(
+        self, weight: Float[Tensor, "out in"], format: Format, stats: Stats
+    ) -> Float[Tensor, "out in"]:
+        """What the weights of all these tensors are ranked by; from the weight and its gradient
+        alone."""
+        ...
+
+
+@runtime_checkable
 class Finishes(Protocol):
     """A quantizer with a last step over the whole tensor, such as a correction of low rank."""
 
@@ -57,6 +85,37 @@ class Finishes(Protocol):
         workers: Mapper,
     ) -> Quantized:
         """`quantized` with what the last step adds to it."""
+        ...
+
+
+@runtime_checkable
+class Limited(Protocol):
+    """A quantizer that is made for some formats only."""
+
+    def check_format(self, format: Format) -> None:
+        """Raises FormatError, saying which formats it is for, if `format` is none of them."""
+        ...
+
+
+@runtime_checkable
+class Keeps(Protocol):
+    """A quantizer that itself leaves the weights in `stats.keep` out and hands them back as
+    Sparse."""
+
+    keeps: ClassVar[bool]
+
+
+@runtime_checkable
+class FallsBack(Protocol):
+    """A quantizer that knows what to do where too little was observed; others give way to rtn."""
+
+    @property
+    def fallback(self) -> str:
+        """What the record calls the stand-in."""
+        ...
+
+    def without_data(self) -> Quantizer:
+        """What stands in for it; it needs nothing."""
         ...
 
 

@@ -23,8 +23,12 @@ class InverseFactor:
     damp: float  # what it took
 
 
-def inverse_factor(stats: Stats, damp: float, act_order: bool, workers: Mapper) -> InverseFactor:
+def inverse_factor(
+    stats: Stats, damp: float, act_order: bool, workers: Mapper, last: Tensor | None = None
+) -> InverseFactor:
     """Factor with the least damping of damp, 10 damp, 100 damp, ... up to 1 that succeeds.
+
+    last: mask of columns that are visited after all others.
 
     A column that saw no input (zero diagonal) gets the mean diagonal and no neighbours: it is
     rounded to nearest. Each damping is tried in float32 and then in float64. Raises NumericalError
@@ -40,6 +44,8 @@ def inverse_factor(stats: Stats, damp: float, act_order: bool, workers: Mapper) 
     mean = diagonal.mean().item() or 1.0  # inputs that are all zero: any positive number will do
     columns = torch.arange(len(diagonal))
     order = diagonal.argsort(descending=True, stable=True) if act_order else columns
+    if last is not None:
+        order = torch.cat([order[~last[order]], order[last[order]]])
     trial = damp
     while True:
         extra = torch.where(diagonal == 0, mean, 0.0) + trial * mean

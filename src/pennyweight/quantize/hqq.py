@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pennyweight.core import Format, QTensor, Quantized, Stats, blocked, plain
-from pennyweight.formats.rounding import round_to_nearest, snap
+from pennyweight.formats.rounding import require_scale, round_to_nearest, snap
 from pennyweight.quantize.base import quantizer
 
 
@@ -32,7 +32,11 @@ class HQQ:
     needs: ClassVar[frozenset[str]] = frozenset()
     source: ClassVar[str] = "Badri & Shaji 2023, mobiusml.github.io/hqq_blog"
 
+    def check_format(self, format: Format) -> None:
+        require_scale(format)
+
     def __call__(self, weight: Float[Tensor, "out in"], format: Format, stats: Stats) -> Quantized:
+        self.check_format(format)
         best = trial = round_to_nearest(weight, format)
         if isinstance(format.scale, Format) or isinstance(format.zero_point, Format):
             return Quantized(weight=best)
@@ -70,7 +74,7 @@ class HQQ:
 
 
 def format_groups(q: QTensor) -> tuple[int, int]:
-    return q.format.groups(*q.codes.shape)
+    return q.format.groups(*q.shape)
 
 
 def merge(new: QTensor, old: QTensor, better: Tensor) -> QTensor:

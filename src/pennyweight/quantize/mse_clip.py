@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pennyweight.core import Format, Quantized, Stats
 from pennyweight.formats.clipping import fractions, search_range
-from pennyweight.formats.rounding import round_to_nearest
+from pennyweight.formats.rounding import require_scale, round_to_nearest
 from pennyweight.quantize.base import quantizer
 
 
@@ -23,6 +23,9 @@ class MSEClip:
     source: ClassVar[str] = (
         "grid search over clipping thresholds, as in the GPTQ code's `mse` option"
     )
+
+    def check_format(self, format: Format) -> None:
+        require_scale(format)
 
     def __call__(self, weight: Float[Tensor, "out in"], format: Format, stats: Stats) -> Quantized:
         trials = fractions(self.smallest, self.steps)
