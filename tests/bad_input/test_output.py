@@ -64,7 +64,7 @@ def test_a_disk_that_is_full_at_any_file(
 def test_a_disk_that_is_really_full(tiny_llama, token_file, tmp_path, undisturbed):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(disk)]
     try:
         allowed = subprocess.run(mount, capture_output=True).returncode == 0
     except FileNotFoundError:
@@ -73,7 +73,7 @@ def test_a_disk_that_is_really_full(tiny_llama, token_file, tmp_path, undisturbe
         pytest.skip("needs the right to mount a tmpfs")
     try:
         ballast = disk / "ballast"
-        ballast.write_bytes(bytes(150_000))
+        ballast.write_bytes(bytes(450_000))
         asked = recipe(tiny_llama, token_file)
         refused(asked, disk / "out", CheckpointError, "the disk is full")
         before = contents(disk / "out.work")

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pennyweight.api import prove
-from pennyweight.core import CheckpointError, UnsupportedError
+from pennyweight.core import CheckpointError, FormatError, UnsupportedError
 from pennyweight.model.checkpoint import Checkpoint
 from pennyweight.model.compressed import CompressedCheckpoint
 from pennyweight.model.experts import rejoin
@@ -48,8 +48,8 @@ def source(family, tmp_path_factory):
 
 @pytest.fixture
 def run(source, tmp_path):
-    def quantize_by(*rules):
-        recipe = make_recipe(source, save_tokens(tmp_path), *rules)
+    def quantize_by(*rules, **top):
+        recipe = make_recipe(source, save_tokens(tmp_path), *rules, **top)
         return quantize(recipe, tmp_path / "out", threads=2)
 
     return quantize_by
@@ -107,6 +107,11 @@ def test_experts_that_are_left_stay_in_their_tensor(family, source, run):
     config = json.loads((result.path / "config.json").read_text())["quantization_config"]
     # vLLM looks for the single experts there to know that none of them is quantized.
     assert {name.removesuffix(".weight") for name in names(family, 3)} <= set(config["ignore"])
+
+
+def test_dense_cannot_put_experts_together_again(source, run):
+    with pytest.raises(FormatError, match="the source keeps all experts in"):
+        run(RTN, target="dense")
 
 
 def test_experts_of_which_some_are_left(family, source, run):

@@ -98,7 +98,8 @@ def model_card(
         quantized=census["quantized"],
         copied=census["copied_bit_for_bit"],
         rewritten=f", {census['rewritten_by_transforms']} rewritten by transforms"
-        if census["rewritten_by_transforms"] else "",
+        if census["rewritten_by_transforms"]
+        else "",
         dropped=left,
         equal=proof["weights"]["equal_bit_for_bit"],
         exact=EXACT[made.target == "dense"],

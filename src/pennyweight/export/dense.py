@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pennyweight.core import FormatError
 from pennyweight.export.base import TARGETS, Linear, Part
 
 
@@ -20,6 +21,12 @@ class Dense:
     exact = False
 
     def parts(self, linear: Linear) -> dict[str, Part]:
+        if linear.part_of is not None:
+            raise FormatError(
+                f"{linear.name}: the source keeps all experts in {linear.part_of}, and they cannot "
+                "be put together again yet; use the target compressed-tensors or packed"
+            )
+
         def make() -> Tensor:
             weight = linear.load().dequantize().to(linear.dtype)
             return weight.T.contiguous() if linear.transposed else weight

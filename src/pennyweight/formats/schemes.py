@@ -53,6 +53,8 @@ GRAMMAR = (  # what a name looks like, what it means, where it is described
     ("W4A8_fp4_g<n>_pow2", "fp4 with scales that are powers of two", "arXiv:2307.09782"),
     ("W4A<8|16>_fp4_g<n>_shift[_down]", "powers of two times a float of the row",
      "Wu et al. 2023, arXiv:2307.09782"),
+    ("W4A8_fp4_g<n>_pow2, W4A<8|16>_fp4_g<n>_shift[_down]", "fp4 that becomes fp8 by shifts",
+     "Wu et al. 2023 (ZeroQuant-FP), arXiv:2307.09782"),
     ("W4A8_dgq_g<n>[_static|_staticmin]", "uint4 groups inside int8 rows",
      "Zhang et al. 2023, arXiv:2310.04836; Lin et al. 2024, arXiv:2405.04532"),
     ("W<bits>A16_g<n>_bilevel", "scales and zero points in 3 bits", "arXiv:2306.03078"),

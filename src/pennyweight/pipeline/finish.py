@@ -165,13 +165,14 @@ def _linears(job: Job, work: WorkDir, facts: dict[str, dict[str, Any]]) -> Itera
     tasks, skeleton = job.plan.by_tensor, job.survey.skeleton
     transposed = {source.key for source in skeleton.sources.values() if source.transposed}
     for tensor, fact in facts.items():
-        block, task = fact["block"], tasks[tensor]
+        block, task, source = fact["block"], tasks[tensor], skeleton.checkpoint.tensors[tensor]
         yield Linear(
             name=tensor.removesuffix(".weight"),
             scheme=job.plan.scheme(task),
             shape=tuple(fact["shape"]),
-            dtype=skeleton.checkpoint.tensors[tensor].dtype,
+            dtype=source.dtype,
             transposed=tensor in transposed,
+            part_of=None if source.whole is None else source.whole.name,
             stored={part: (getattr(torch, t), tuple(s)) for part, (t, s) in fact["parts"].items()},
             read=lambda part, tensor=tensor, block=block: work.part(block, tensor, part),
             load=lambda tensor=tensor, block=block, task=task: work.load(block, tensor, task)[0],

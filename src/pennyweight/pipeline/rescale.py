@@ -29,12 +29,13 @@ MOVED = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 @dataclass
 class Rescaling:
-    """The transforms of a plan. Where they apply is found on the first block and remembered."""
+    """The transforms of a plan. Where they apply is found anew on each block: what is remembered
+    of another would depend on where an interrupted run began again."""
 
     plan: Plan
     survey: Survey
     workers: Workers
-    _feeds: dict[tuple[str, ...], Feed | None] = field(default_factory=dict)
+    _feeds: dict[tuple[int, str], Feed | None] = field(default_factory=dict)
 
     def __call__(self, block: Block, samples: list[Sample]) -> Iterator[str]:
         """Rewrite the block's parameters; yields what there is to say of it."""
@@ -73,13 +74,14 @@ class Rescaling:
 
     def _feed(self, block: Block, group: Group, sample: Sample) -> Feed | None:
         """From the norm that feeds the group, else from the nearest linear before it."""
-        if group.linears not in self._feeds:
+        key = block.index, group.linears[0]
+        if key not in self._feeds:
             observe = lambda: block.inputs([group], [sample], self.workers)[0]
             seen = observe()  # nothing for an expert that the sample did not reach
             names = candidates(block, group) if seen and len(seen[0]) else ()
             found = (find_feed(block.module, name, lambda: observe()[0]) for name in names)
-            self._feeds[group.linears] = next((feed for feed in found if feed), None)
-        return self._feeds[group.linears]
+            self._feeds[key] = next((feed for feed in found if feed), None)
+        return self._feeds[key]
 
     def _observe(
         self, block: Block, groups: list[Group], make: Transform, samples: list[Sample]

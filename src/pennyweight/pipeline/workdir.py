@@ -16,7 +16,7 @@ from torch import Tensor
 from pennyweight.core import CheckpointError, Quantized
 from pennyweight.formats.corrections import pack_corrections, unpack_corrections
 from pennyweight.formats.storage import pack, unpack
-from pennyweight.model.checkpoint import read_header
+from pennyweight.model.checkpoint import TensorInfo, read_header
 from pennyweight.model.writer import Entry, disk_errors, write_safetensors, write_text
 from pennyweight.pipeline.plan import Plan, Task, load_plan
 
@@ -125,17 +125,20 @@ class WorkDir:
 
     def _metadata(self, index: int) -> dict[str, str]:
         file = self.block_file(index)
-        try:
-            read_header(file)
-        except CheckpointError as error:
-            raise CheckpointError(
-                f"{error}. Delete that file, and its block is done again"
-            ) from None
+        self._header(index)
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
         if metadata.get("plan") != self.plan.digest:
             raise CheckpointError(f"{file}: from another plan; delete {self.path} to start again")
         return metadata
+
+    def _header(self, index: int) -> dict[str, TensorInfo]:
+        try:
+            return read_header(self.block_file(index))
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}. Delete that file, and its block is done again"
+            ) from None
 
     def load(self, index: int, tensor: str, task: Task) -> tuple[Quantized, Tensor | None]:
         """The finished weight and static input scale (or None) of one tensor."""
@@ -157,7 +160,7 @@ class WorkDir:
         """Checkpoint tensor -> dtype and shape, of what a transform rewrote in block `index`."""
         return {
             name.removesuffix(CHANGED): (info.dtype, info.shape)
-            for name, info in read_header(self.block_file(index)).items()
+            for name, info in self._header(index).items()
             if name.endswith(CHANGED)
         }
 
