@@ -29,7 +29,8 @@ from pennyweight.pipeline.survey import survey
 
 @dataclass(frozen=True)
 class Entry:
-    """A method: the scheme by bits ({b} bits, {g} the group of the model), and how it is filled."""
+    """A method: the scheme by bits ({b} bits, {g} the group of the model, {s} a sixteenth of what
+    divides, for scales that 16 groups share), and how it is filled."""
 
     label: str
     scheme: str
@@ -49,7 +50,7 @@ ENTRIES = (
     Entry("AWQ + GPTQ", ASYMMETRIC, "gptq", transform="awq"),
     Entry("GWQ 1 %, RTN", ASYMMETRIC, "gwq"),
     Entry("GWQ 1 %, GPTQ", ASYMMETRIC, "gwq", {"residual": "gptq"}),
-    Entry("SpQR", "W{b}A16_g16_bilevel", "spqr", bits=(4, 3, 2)),
+    Entry("SpQR", "W{b}A16{s}_bilevel", "spqr"),
     Entry("OWQ 1 %", ASYMMETRIC, "owq", {"share": 0.01}),
     Entry("LoRC, rank 4", ASYMMETRIC, "lorc", {"rank": 4}),
     Entry("LQER, rank 4", ASYMMETRIC, "lqer", {"rank": 4}),
@@ -77,7 +78,7 @@ class Protocol:
     def recipe(self, model: str, entry: Entry, bits: int, widths: dict[str, int]) -> Recipe:
         group = next(g for g in (128, 64, 32) if any(w % g == 0 for w in widths.values()))
         ragged = [name for name, width in widths.items() if width % group]
-        scheme = entry.scheme.format(b=bits, g=f"_g{group}")
+        scheme = entry.scheme.format(b=bits, g=f"_g{group}", s=f"_g{group // 16}")
         rule = {"quantizer": entry.quantizer, "options": entry.options}
         rules = [rule | {"match": name, "scheme": f"W{bits}A16_asym"} for name in ragged]
         if ragged and entry.quantizer in ("kmeans", "squeezellm"):

@@ -128,10 +128,20 @@ SCHEMES = [("W4A16_g32", "gptq"), ("W8A8", "rtn")]
 ASYMMETRIC = [(family, "W4A16_g32_asym", "rtn") for family in ("gpt2", "phi3", "qwen2_moe")]
 
 
+# Families that store or run their linears in a way of their own; W8A8 of the others is as Llama's.
+ODD = ("llama", "gemma2", "opt", "gpt2", "phi3", *JOINED, "mixtral", "deepseek_v3")
+
+
 @pytest.mark.parametrize(
     ("family", "scheme", "quantizer"),
-    [(family, *scheme) for family in FAMILIES for scheme in SCHEMES] + ASYMMETRIC,
-)
+    [
+        pytest.param(
+            family, *scheme,
+            marks=() if scheme == SCHEMES[0] or family in ODD else pytest.mark.slow,
+        )
+        for family in FAMILIES for scheme in SCHEMES
+    ] + ASYMMETRIC,
+)  # fmt: skip
 def test_a_quantized_file_proves(family, scheme, quantizer, checkpoints, tmp_path):
     source = checkpoints(family)
     recipe = make_recipe(

@@ -54,7 +54,10 @@ FILES = BLOCKS + 8
 
 @pytest.mark.parametrize(
     ("moment", "count"),
-    [("after", count) for count in range(1, FILES)]
+    [
+        pytest.param("after", count, marks=() if count % 2 else pytest.mark.slow)
+        for count in range(1, FILES)
+    ]
     + [("before", count) for count in (1, 2, BLOCKS + 2, FILES - 1)],
 )
 def test_killed_around_any_file(moment, count, recipe, undisturbed, tmp_path):
