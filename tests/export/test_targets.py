@@ -88,7 +88,7 @@ LINEAR = "model.layers.0.self_attn.q_proj"
 @pytest.mark.parametrize(
     "changes,error,message",
     [
-        ({"version": 2}, UnsupportedError, "version 2; this Pennyweight reads 1"),
+        ({"version": 1}, UnsupportedError, "version 1; this Pennyweight reads 2"),
         ({"scale_dtype": "int8"}, CheckpointError, "scale_dtype 'int8' is none of"),
         ({"schemes": {"W9A16": [LINEAR]}}, CheckpointError, "unknown scheme 'W9A16'"),
         ({"schemes": {SCHEMES[0]: ["model.x"]}}, CheckpointError, "model.x: has a scheme but no"),

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pennyweight.export.base import TARGETS, Linear, Part
-
-METHOD, VERSION = "pennyweight", 1
+from pennyweight.model.packed import METHOD, VERSION
 
 
 class Packed:

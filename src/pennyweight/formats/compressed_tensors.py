@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pennyweight.core import Format, FormatError, QTensor, Scheme
-from pennyweight.formats.bits import pack_bits, packed_bytes, unpack_bits
+from pennyweight.formats.bits import packed_bytes, unpack_bits
 from pennyweight.formats.schemes import E8M0, MX_GROUP, NV_GROUP
 
 PACKED, INTEGER = "pack-quantized", "int-quantized"
@@ -146,7 +146,7 @@ def _zero_points(format: Format, shape: tuple[int, int]) -> Part:
             f"out_features {shape[0]}: the compressed-tensors library cannot read the zero "
             f"points of fewer than {32 // bits + 1} outputs; use a symmetric scheme"
         )
-    make = lambda read: _along_out(read("zero_point"), format, groups)
+    make = lambda read: read("zero_point").view(torch.int32).T.contiguous()
     return Part(torch.int32, (words, groups[1]), make)
 
 
@@ -200,9 +200,3 @@ def decoded_dtype(scheme: Scheme, scale_dtype: torch.dtype) -> torch.dtype:
 
 def _signed(codes: Tensor, format: Format) -> Tensor:
     return (codes.to(torch.int16) - int(format.grid.middle)).to(torch.int8)
-
-
-def _along_out(packed: Tensor, format: Format, groups: tuple[int, int]) -> Tensor:
-    zero_point = unpack_bits(packed, format.grid.bits, groups[1])
-    words = pack_bits(zero_point.T.contiguous(), format.grid.bits).view(torch.int32)
-    return words.T.contiguous()

@@ -48,7 +48,7 @@ def parts_of(
         if isinstance(kind, Format):
             found |= {f"{name}.{key}": part for key, part in parts_of(kind, groups).items()}
         elif kind is torch.uint8:
-            found[name] = (torch.uint8, (groups[0], packed_bytes(groups[1], bits)))
+            found[name] = (torch.uint8, (groups[1], packed_bytes(groups[0], bits)))
         elif kind is not None:
             found[name] = (kind, groups)
     return found
@@ -67,7 +67,8 @@ def _pack_part(name: str, part, kind, format: Format) -> dict[str, Tensor]:
     if isinstance(part, QTensor):
         return {f"{name}.{key}": tensor for key, tensor in pack(part).items()}
     if kind is torch.uint8:
-        return {name: pack_bits(part.to(torch.uint8), format.grid.bits)}
+        # Along the outputs, as in compressed-tensors: a row has few groups and would be padded.
+        return {name: pack_bits(part.to(torch.uint8).T.contiguous(), format.grid.bits)}
     return {name: part.to(kind)}
 
 
@@ -82,5 +83,5 @@ def _unpack_part(name: str, stored: dict[str, Tensor], kind, format: Format, gro
         }
         return unpack(inner, kind, groups)
     if kind is torch.uint8:
-        return unpack_bits(stored[name], format.grid.bits, groups[1]).float()
+        return unpack_bits(stored[name], format.grid.bits, groups[0]).T.float().contiguous()
     return stored[name].float()

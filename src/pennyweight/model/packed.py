@@ -23,7 +23,7 @@ from pennyweight.formats.schemes import parse_scheme
 from pennyweight.formats.storage import parts_of, unpack
 from pennyweight.model.checkpoint import Checkpoint, TensorInfo
 
-METHOD, VERSION = "pennyweight", 1
+METHOD, VERSION = "pennyweight", 2
 SCALE_DTYPES = {"float16", "bfloat16", "float32"}
 
 
