@@ -2,6 +2,7 @@
 
 from pennyweight.core.correction import Correction, LowRank, Sparse
 from pennyweight.core.errors import (
+    BudgetError,
     CheckpointError,
     DataError,
     FormatError,
@@ -21,6 +22,7 @@ from pennyweight.core.stats import Stats
 
 __all__ = [
     "ActivationFormat",
+    "BudgetError",
     "CheckpointError",
     "Correction",
     "DataError",

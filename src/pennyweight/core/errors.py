@@ -31,3 +31,7 @@ class NumericalError(PennyweightError):
 
 class DataError(PennyweightError):
     """A calibration or evaluation text cannot be used."""
+
+
+class BudgetError(PennyweightError):
+    """No plan is inside the budget, or the budget cannot be told from noise."""
