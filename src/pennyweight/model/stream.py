@@ -102,6 +102,11 @@ class Block:
         self.changes |= values
         set_parameters(self.module, {name: v.to(self.dtype) for name, v in values.items()})
 
+    def reopen(self) -> None:
+        """Parameters may change again after all: what was kept of outputs is forgotten."""
+        if self._replay is not None:
+            self._replay.close()
+
     def replace(self, name: str, module: nn.Module) -> None:
         parent, _, child = name.rpartition(".")
         setattr(self.module.get_submodule(parent), child, module)

@@ -26,13 +26,14 @@ from pennyweight.pipeline.recipe import (
     Recipe,
     Rewrite,
     Rule,
+    Training,
     adapter,
     check_calibration,
     check_target,
     make_quantizer,
     unknown_keys,
 )
-from pennyweight.pipeline.survey import Site, Survey
+from pennyweight.pipeline.survey import OUTSIDE, Site, Survey
 from pennyweight.quantize.base import Limited, Quantizer
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -66,6 +67,7 @@ class Plan:
     trust_remote_code: bool = False
     target: str = "auto"  # the layout of the result
     transforms: tuple[Rewrite, ...] = ()
+    trainings: tuple[Training, ...] = ()
     tasks: tuple[Task, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -104,7 +106,7 @@ def load_plan(path: Path) -> Plan:
     except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not a plan of this version: {error}") from None
     unknown_keys(Plan, data, str(path))
-    for key, cls in (("tasks", Task), ("transforms", Rewrite)):
+    for key, cls in (("tasks", Task), ("transforms", Rewrite), ("trainings", Training)):
         for index, item in enumerate(data.get(key, [])):
             unknown_keys(cls, item, f"{path}: {key}.{index}")
     _validate(plan, str(path))
@@ -127,8 +129,10 @@ def _validate(plan: Plan, where: str) -> None:
         check_calibration(plan.calibrate, plan.seed, where)
     for task in plan.tasks:
         _check_format(task.make(), plan.scheme(task))
-        if plan.calibrate is None and (plan.transforms or plan.needs(task)):
+        wanted = plan.transforms or plan.trainings or plan.needs(task)
+        if plan.calibrate is None and wanted:
             raise RecipeError(f"{where}: {task.tensor} is to be calibrated, but calibrate is null")
+    _check_trainings(plan, where)
 
 
 def resolve_plan(recipe: Recipe, survey: Survey) -> Plan:
@@ -152,11 +156,37 @@ def resolve_plan(recipe: Recipe, survey: Survey) -> Plan:
         trust_remote_code=recipe.trust_remote_code,
         target=recipe.target,
         transforms=recipe.transform,
+        trainings=recipe.train,
         tasks=tasks,
         versions={"pennyweight": pennyweight.__version__, "torch": torch.__version__},
     )
-    needs_data = bool(plan.transforms) or any(plan.needs(task) for task in tasks)
+    _check_trainings(plan, "recipe")
+    blockwise = bool(plan.transforms or plan.trainings)
+    needs_data = blockwise or any(plan.needs(task) for task in tasks)
     return plan if needs_data else dataclasses.replace(plan, calibrate=None)
+
+
+def _check_trainings(plan: Plan, where: str) -> None:
+    """Each has tensors to learn, of formats it can, and samples to learn from and to judge by."""
+    for index, training in enumerate(plan.trainings):
+        place = f"{where}: train.{index}"
+        trainer = training.make(place)
+        tasks = [t for t in plan.tasks if fnmatch.fnmatchcase(t.tensor, training.match)]
+        if not tasks:
+            raise RecipeError(
+                f"{place}: match {training.match!r} matches no tensor that is quantized; names "
+                f"look like {plan.tasks[0].tensor!r}"
+            )
+        for task in tasks:
+            try:
+                trainer.check_format(plan.scheme(task).weight)
+            except FormatError as error:
+                raise FormatError(f"{place}: {training.name}: {task.tensor}: {error}") from None
+        if plan.calibrate is not None and plan.calibrate.samples < 2:
+            raise RecipeError(
+                f"{place}: calibrate.samples: expected 2 or more, found {plan.calibrate.samples}: "
+                "some to learn from and some to judge by"
+            )
 
 
 def _compute(recipe: Recipe, dtype: torch.dtype) -> str:
@@ -202,8 +232,11 @@ def _unused(index: int, pattern: str, recipe: Recipe, survey: Survey) -> str:
     example = survey.sites[0].tensor if survey.sites else "none"
     kept = [name for name in survey.kept if fnmatch.fnmatchcase(name, pattern)]
     if kept:
+        why = survey.kept[kept[0]]
+        hint = f"; rules reach the blocks of the language model, like {example!r}"
         return (
-            f"rule.{index}: match {pattern!r}: {kept[0]} is not quantized ({survey.kept[kept[0]]})"
+            f"rule.{index}: match {pattern!r}: {kept[0]} is not quantized ({why})"
+            f"{hint if why == OUTSIDE else ''}"
         )
     return f"rule.{index}: match {pattern!r} matches no tensor; names look like {example!r}"
 

@@ -22,6 +22,8 @@ from pennyweight.export import TARGETS
 from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
 from pennyweight.quantize import QUANTIZERS
 from pennyweight.quantize.base import Quantizer
+from pennyweight.train import TRAINERS
+from pennyweight.train.base import Trainer
 from pennyweight.transform import TRANSFORMS
 from pennyweight.transform.base import Transform
 
@@ -35,11 +37,12 @@ LARGEST = 10**9  # of the numbers that count something: beyond it they overflow 
 class Calibrate:
     """The text a model is observed on."""
 
-    data: tuple[str, ...] = ("stdlib",)  # names or files
+    data: tuple[str, ...] = ("stdlib",)  # names, files, or one mix: a.txt*0.7+stdlib*0.3
     samples: int = 128
     tokens: int = 512  # per sample
     gradient_samples: int | None = None  # so many of the samples give gradients; all if not said
     split_at: str | None = None  # a regular expression that cuts text files into documents
+    chat_template: bool = False  # put every text through the tokenizer's, for instruct models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,19 @@ class Rewrite:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Training:
+    """A method that learns over a whole block, and the tensors it is for. All of them run, in
+    order, once the rules of the block were carried out."""
+
+    name: str
+    match: str = "*"  # a glob over tensor names as in the checkpoint
+    options: Mapping[str, Any] = field(default_factory=dict)  # fields of the trainer
+
+    def make(self, where: str = "train") -> Trainer:
+        return make_trainer(self.name, self.options, where)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides what comes out. Times, threads and paths of outputs do not."""
 
@@ -78,6 +94,7 @@ class Recipe:
     seed: int = 0
     calibrate: Calibrate = Calibrate()
     transform: tuple[Rewrite, ...] = ()
+    train: tuple[Training, ...] = ()
     rule: tuple[Rule, ...] = (Rule(),)
     compute: str = (
         "auto"  # dtype of the forward passes: bfloat16 where the checkpoint is, else float32
@@ -86,6 +103,7 @@ class Recipe:
     # input of the block's experts; both are named in the card.
     min_expert_tokens: int = 32
     trust_remote_code: bool = False
+    engine: Literal["any", "vllm"] = "any"  # vllm: what it cannot serve is an error
     target: str = "auto"  # compressed-tensors where it can hold the result, else packed; or dense
 
 
@@ -145,6 +163,8 @@ def _validate(recipe: Recipe, where: str) -> None:
         )
     for index, rewrite in enumerate(recipe.transform):
         rewrite.make(f"{where}: transform.{index}")
+    for index, training in enumerate(recipe.train):
+        training.make(f"{where}: train.{index}")
     for index, rule in enumerate(recipe.rule):
         make_quantizer(rule.quantizer, rule.options, f"{where}: rule.{index}")
         if rule.schemes != (UNTOUCHED,):
@@ -188,7 +208,7 @@ def check_target(name: str, where: str) -> None:
 
 def make_quantizer(name: str, options: Mapping[str, Any], where: str) -> Quantizer:
     """The quantizer with these options; they are checked against its fields."""
-    made = _make(QUANTIZERS, name, options, where)
+    made = make_from(QUANTIZERS, name, options, where)
     with _at(f"{where}: {name}"):
         _ = made.needs  # where a quantizer or saliency inside it is looked up
     return made
@@ -196,10 +216,19 @@ def make_quantizer(name: str, options: Mapping[str, Any], where: str) -> Quantiz
 
 def make_transform(name: str, options: Mapping[str, Any], where: str) -> Transform:
     """As `make_quantizer`."""
-    return _make(TRANSFORMS, name, options, where)
+    return make_from(TRANSFORMS, name, options, where)
 
 
-def _make(table: Mapping[str, type], name: str, options: Mapping[str, Any], where: str) -> Any:
+def make_trainer(name: str, options: Mapping[str, Any], where: str) -> Trainer:
+    """As `make_quantizer`."""
+    made: Trainer = make_from(TRAINERS, name, options, where)
+    if made.batch < 1:
+        raise RecipeError(f"{where}: {name}.batch: expected 1 or more, found {made.batch}")
+    return made
+
+
+def make_from(table: Mapping[str, type], name: str, options: Mapping[str, Any], where: str) -> Any:
+    """What a table has under a name, with these options; they are checked against its fields."""
     with _at(where):
         cls = table[name]
     unknown_keys(cls, options, f"{where}: {name}")
@@ -253,7 +282,8 @@ def _assign(data: Any, keys: list[str], value: Any, assignment: str) -> None:
         if last:
             data[place] = value
         else:
-            fresh = [{}] if key in ("rule", "transform") else {}  # rule.0 is there without a file
+            listed = key in ("rule", "transform", "train")
+            fresh = [{}] if listed else {}  # rule.0 is there without a file
             data = data[place] if isinstance(data, list) else data.setdefault(key, fresh)
 
 
@@ -280,7 +310,7 @@ def unknown_keys(cls: type, data: Mapping[str, Any], where: str) -> None:
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
             raise RecipeError(f"{where}: unknown key {key!r}; {hint}")
         nested = (
-            {"calibrate": Calibrate, "rule": Rule, "transform": Rewrite}.get(key)
+            {"calibrate": Calibrate, "rule": Rule, "transform": Rewrite, "train": Training}.get(key)
             if cls is Recipe
             else None
         )

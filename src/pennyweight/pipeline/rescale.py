@@ -16,7 +16,7 @@ from pennyweight.model.stream import Block
 from pennyweight.model.topology import Group
 from pennyweight.model.workers import Workers
 from pennyweight.observe.collect import Collector
-from pennyweight.pipeline.plan import Plan, Rewrite
+from pennyweight.pipeline.plan import Plan
 from pennyweight.pipeline.survey import Survey
 from pennyweight.transform.base import Consumers, Transform
 from pennyweight.transform.judge import output_error
@@ -40,9 +40,7 @@ class Rescaling:
     def __call__(self, block: Block, samples: list[Sample]) -> Iterator[str]:
         """Rewrite the block's parameters; yields what there is to say of it."""
         for rewrite in self.plan.transforms:
-            targets = {group: feed for group in block.topology.groups
-                       if self._is_meant(block, group, rewrite)
-                       and (feed := self._feed(block, group, samples[0]))}  # fmt: skip
+            targets = self.targets(block, rewrite.match, samples[0])
             make = rewrite.make()
             for group, consumers in self._observe(block, list(targets), make, samples):
                 try:
@@ -50,7 +48,13 @@ class Rescaling:
                 except PennyweightError as error:
                     raise type(error)(f"{block.prefix}{group.linears[0]}: {error}") from None
 
-    def _storable(self, block: Block, name: str, value: Tensor) -> Tensor:
+    def targets(self, block: Block, match: str, sample: Sample) -> dict[Group, Feed]:
+        """Groups with a linear that matches and will be quantized, and what feeds them."""
+        return {group: feed for group in block.topology.groups
+                if self._is_meant(block, group, match)
+                and (feed := self._feed(block, group, sample))}  # fmt: skip
+
+    def storable(self, block: Block, name: str, value: Tensor) -> Tensor:
         """What a reader of the files will find, unless the value is yet to be quantized."""
         if block.sources[name].key in self.plan.by_tensor:
             return value
@@ -66,11 +70,11 @@ class Rescaling:
                 found[source.key] = stored.T.contiguous() if source.transposed else stored
         return found
 
-    def _is_meant(self, block: Block, group: Group, rewrite: Rewrite) -> bool:
-        """Whether the rewrite names a linear of the group that will be quantized."""
+    def _is_meant(self, block: Block, group: Group, match: str) -> bool:
+        """Whether a linear of the group matches and will be quantized."""
         sites = [self.survey.site(block.index, name) for name in group.linears]
         planned = [s.tensor for s in sites if s is not None and s.tensor in self.plan.by_tensor]
-        return any(fnmatch.fnmatchcase(tensor, rewrite.match) for tensor in planned)
+        return any(fnmatch.fnmatchcase(tensor, match) for tensor in planned)
 
     def _feed(self, block: Block, group: Group, sample: Sample) -> Feed | None:
         """From the norm that feeds the group, else from the nearest linear before it."""
@@ -121,7 +125,7 @@ class Rescaling:
             )
         expected, old = sample.run(block.index, block.module).float(), dict(block.changes)
         put = rewritten(block, group, feed, scale)
-        put = {name: self._storable(block, name, value) for name, value in put.items()}
+        put = {name: self.storable(block, name, value) for name, value in put.items()}
         restore = {name: block.parameter(name) for name in put}
         block.put(put)
         moved = (sample.run(block.index, block.module).float() - expected).norm() / expected.norm()

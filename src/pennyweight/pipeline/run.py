@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from pennyweight.core import Progress
 from pennyweight.model.capture import Sample, capture
 from pennyweight.model.memory import give_back, peak_bytes
+from pennyweight.model.prompt import Prompt
 from pennyweight.model.stream import Block
 from pennyweight.model.workers import Workers
 from pennyweight.pipeline.cutoffs import Cutoffs
@@ -19,6 +21,7 @@ from pennyweight.pipeline.plan import Plan
 from pennyweight.pipeline.rescale import Rescaling
 from pennyweight.pipeline.stage import Stage, install
 from pennyweight.pipeline.survey import Survey
+from pennyweight.pipeline.training import Trainings
 from pennyweight.pipeline.workdir import Finished, WorkDir
 from pennyweight.saliency.select import Cutoff
 
@@ -30,7 +33,7 @@ class Run:
     plan: Plan
     survey: Survey
     work: WorkDir
-    rows: Tensor | None  # calibration token ids [samples, tokens]
+    rows: Tensor | Sequence[Prompt] | None  # calibration token ids [samples, tokens], or prompts
     workers: Workers
     progress: Progress
 
@@ -49,15 +52,21 @@ class Run:
         ).find()
         samples = self._capture()
         rescaling = Rescaling(self.plan, self.survey, self.workers)
+        trainings = Trainings(self.plan, self.survey, self.workers, rescaling, self.progress)
+        originals = trainings.originals(samples)
         for index in range(max(todo) + 1):
             if index not in todo and not samples:
                 continue
             block = self._block(index)
             with block.loaded() if samples else nullcontext():
+                block.advance(originals, self.workers)
                 if index in todo:
                     told = list(rescaling(block, samples))
+                    before = trainings.look(block, samples, originals)
                     finished = self._quantize(block, samples, gradients, cutoffs)
-                    self.work.save(index, finished, rescaling.changed(block), told)
+                    finished, more = trainings(block, before, finished)
+                    changed = rescaling.changed(block)
+                    self.work.save(index, finished, changed, [*told, *more])
                 else:
                     self._restore(block)
                 if samples and index < max(todo):
