@@ -10,6 +10,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from pennyweight.core.errors import DataError
+from pennyweight.model.prompt import Prompt
 
 LogitsFunction = Callable[[Tensor], Tensor]
 """input_ids [1, tokens] -> logits [1, tokens, vocab]."""
@@ -35,6 +36,16 @@ def last_logits(
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = keep
     return model(input_ids=ids, **options).logits[0, -keep:]
+
+
+def prompt_logits(
+    model: nn.Module, prompt: Prompt, positions: Int64[Tensor, " positions"]
+) -> Float[Tensor, "positions vocab"]:
+    """The logits at some positions of a text with images."""
+    parameter = next(model.parameters())
+    arguments = prompt.arguments(parameter.dtype)
+    arguments = {name: value.to(parameter.device) for name, value in arguments.items()}
+    return model(**arguments, use_cache=False).logits[0, positions.to(parameter.device)]
 
 
 def token_nll(

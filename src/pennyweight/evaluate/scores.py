@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -12,7 +12,13 @@ from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
 from pennyweight.core.errors import DataError, NumericalError
-from pennyweight.evaluate.logits import LogitsFunction, last_logits, token_divergence, token_nll
+from pennyweight.evaluate.logits import (
+    LogitsFunction,
+    last_logits,
+    prompt_logits,
+    token_divergence,
+    token_nll,
+)
 from pennyweight.evaluate.windows import Window, windows
 from pennyweight.model.tokens import Tokens
 
@@ -79,7 +85,7 @@ def score_documents(
         assert not (isinstance(module, nn.Module) and module.training), "call .eval() first"
     rows, owners, usable = [], [], [d for d in documents if len(d.ids) >= 2]
     for number, document in enumerate(usable):
-        for window in windows(len(document.ids), document.has_bos, context, stride or context):
+        for window in _windows(document, context, stride or context):
             rows.append(_score(models, document, window))
             owners.append(number)
         log.debug("%s: %d tokens", document.name, len(document.ids))
@@ -107,15 +113,25 @@ def limit_tokens(documents: Sequence[Tokens], max_tokens: int) -> list[Tokens]:
     return kept
 
 
+def _windows(document: Tokens, context: int, stride: int) -> Iterator[Window]:
+    """One window if there are images. Raises DataError if that is too long."""
+    length = len(document.ids)
+    if document.prompt is None:
+        yield from windows(length, document.has_bos, context, stride)
+        return
+    if length > context:
+        raise DataError(
+            f"{document.name}: {length} tokens with its images, which are not cut, and the context "
+            f"is {context}; give a longer one"
+        )
+    yield Window(start=0, stop=length, scored=length - 1, needs_bos=False)
+
+
 def _score(
     models: Sequence[nn.Module | LogitsFunction], document: Tokens, window: Window
 ) -> list[float]:
-    """One row of Sums. The last token of a window has no target; its logits are dropped."""
-    ids = document.ids[window.start : window.stop]
-    if window.needs_bos:
-        ids = torch.cat([document.ids[:1], ids])
-    targets = ids[-window.scored :]
-    logits = [last_logits(model, ids[None], window.scored + 1)[:-1] for model in models]
+    """One row of Sums."""
+    logits, targets, scored_bytes = _logits(models, document, window)
     nll = [token_nll(each, targets.to(each.device)).sum().item() for each in logits]
     compared = [0.0, 0.0, 0.0]
     if len(models) == 2:
@@ -127,5 +143,23 @@ def _score(
             f"{document.name}: the {which} gives logits that are not finite in tokens "
             f"{window.start} to {window.stop}; look for overflowing or missing weights"
         )
-    scored_bytes = document.byte_counts[window.stop - window.scored : window.stop]
-    return [float(window.scored), scored_bytes.sum().item(), nll[0], *compared]
+    return [float(len(targets)), scored_bytes.sum().item(), nll[0], *compared]
+
+
+def _logits(
+    models: Sequence[nn.Module | LogitsFunction], document: Tokens, window: Window
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """(logits of each model, the tokens they are about, their bytes)."""
+    prompt = document.prompt
+    if prompt is not None:
+        at, asked = prompt.targets(), [each for each in models if isinstance(each, nn.Module)]
+        assert len(asked) == len(models), "a function of token ids takes no images"
+        logits = [prompt_logits(model, prompt, at - 1) for model in asked]
+        return logits, document.ids[at], document.byte_counts[at]
+    ids = document.ids[window.start : window.stop]
+    if window.needs_bos:
+        ids = torch.cat([document.ids[:1], ids])
+    # The last token of a window has no target; its logits are dropped.
+    logits = [last_logits(model, ids[None], window.scored + 1)[:-1] for model in models]
+    counts = document.byte_counts[window.stop - window.scored : window.stop]
+    return logits, ids[-window.scored :], counts

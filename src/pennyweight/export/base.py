@@ -26,6 +26,7 @@ class Linear:
     """One quantized linear, its numbers still on disk."""
 
     name: str  # of the module, as in the checkpoint
+    module: str | None = None  # as transformers calls it, where the checkpoint has another name
     scheme: Scheme
     shape: tuple[int, int]  # out, in
     dtype: torch.dtype  # of the source weight
@@ -34,6 +35,11 @@ class Linear:
     stored: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]  # its parts in the work directory
     read: Callable[[str], Tensor]  # one of these parts
     load: Callable[[], Quantized]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that an engine may look it up by."""
+        return (self.name,) if self.module in (None, self.name) else (self.name, self.module)
 
     @property
     def corrected(self) -> bool:

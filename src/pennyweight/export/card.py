@@ -47,10 +47,10 @@ RUN = {
     "compressed-tensors": """\
     vllm serve .
 
-    from transformers import AutoModelForCausalLM
+    from transformers import {loader}
     from transformers.utils.quantization_config import CompressedTensorsConfig
     config = CompressedTensorsConfig(dequantize=True)
-    AutoModelForCausalLM.from_pretrained(".", quantization_config=config)
+    {loader}.from_pretrained(".", quantization_config=config)
 """,
     "packed": """\
 These files are in Pennyweight's own layout, which holds any scheme; `pennyweight export` writes
@@ -73,6 +73,7 @@ class Made:
 
     model: str
     schemes: Mapping[str, int]  # scheme -> linears
+    loader: str = "AutoModelForCausalLM"  # the class of transformers that builds it
     size: Mapping[str, Any]  # bytes before and after, bits per quantized weight
     target: str  # the layout
 
@@ -106,7 +107,7 @@ def model_card(
         readers=" and ".join(READERS[name] for name in proof["weights"]["readers"]),
         target=made.target,
         bits=made.size["bits_per_weight"],
-        run=RUN[made.target].format(model=made.model),
+        run=RUN[made.target].format(model=made.model, loader=made.loader),
         logits=describe_logits(proof["logits"]),
         fallbacks=f"\nNot as planned, for want of calibration tokens:\n\n{listed}"
         if listed
@@ -118,9 +119,13 @@ def _calibrated(calibration: Mapping[str, Any] | None) -> str:
     if calibration is None:
         return "No calibration data was used."
     sources = ", ".join(calibration["sources"])
+    samples = [f"{calibration['samples']} samples of {calibration['tokens']} tokens"]
+    if count := calibration.get("whole_samples"):
+        samples = samples if calibration["samples"] else []
+        images, tokens = calibration["with_images"], calibration["whole_tokens"]
+        samples += [f"{count} whole samples ({tokens} tokens), {images} of them with images,"]
     return (
-        f"Calibrated on {calibration['samples']} samples of {calibration['tokens']} tokens of "
-        f"{sources} "
+        f"Calibrated on {' and '.join(samples)} of {sources} "
         f"(seed {calibration['seed']}, SHA-256 of the token ids {calibration['digest'][:16]})."
     )
 
@@ -135,7 +140,14 @@ def describe_logits(logits: Mapping[str, Any]) -> str:
         how = (
             f"differ by at most {logits['largest_difference']:.2g} from the model that was computed"
         )
-    return f"Reloaded by {logits['by']}, the logits of {logits['tokens']} tokens {how}."
+    said = f"Reloaded by {logits['by']}, the logits of {logits['tokens']} tokens {how}."
+    if image := logits.get("with_image"):
+        said += " The same with an image among them: " + (
+            f"not tried, as {image['skipped']}."
+            if "skipped" in image
+            else f"largest difference {image['largest_difference']:.2g}."
+        )
+    return said
 
 
 def readable_bytes(count: int | float) -> str:

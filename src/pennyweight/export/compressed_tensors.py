@@ -63,7 +63,7 @@ def quantization_config(linears: Sequence[Linear], ignore: list[str]) -> dict[st
         scheme = members[0].scheme
         layouts.add(layout(scheme))
         groups[f"group_{number}"] = QuantizationScheme(
-            targets=["Linear"] if uniform else [member.name for member in members],
+            targets=["Linear"] if uniform else [name for each in members for name in each.names],
             weights=weight_args(scheme.weight),
             input_activations=activation_args(scheme.activation),
             format=CompressionFormat(layout(scheme)),

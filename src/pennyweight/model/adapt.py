@@ -35,18 +35,27 @@ class Source:
             )
 
 
-def adapt(model: nn.Module, plain: dict[str, Source], fused: dict[str, dict[str, list[Source]]]):
-    """Rewrite `model` in place; returns parameter -> source for its new parameters."""
+def adapt(
+    model: nn.Module,
+    plain: dict[str, Source],
+    fused: dict[str, dict[str, list[Source]]],
+    language_path: str = "",
+) -> dict[str, Source]:
+    """Rewrite `model` in place; returns parameter -> source for its new parameters.
+
+    language_path: the part that has experts; an encoder of images beside it has other 3-D
+    parameters.
+    """
     sources = dict(plain)
     _unfuse_experts(model, fused, sources)
     _replace_conv1d(model, sources)
-    _refuse_joined_experts(model)
+    _refuse_joined_experts(model, language_path)
     return sources
 
 
-def _refuse_joined_experts(model: nn.Module) -> None:
+def _refuse_joined_experts(model: nn.Module, language_path: str) -> None:
     """What `experts.split_experts` left, because it does not know the layout."""
-    for name, module in model.named_modules():
+    for name, module in model.get_submodule(language_path).named_modules(prefix=language_path):
         for leaf, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 3 and not isinstance(module, nn.Conv1d):
                 raise UnsupportedError(

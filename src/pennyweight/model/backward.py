@@ -9,7 +9,6 @@ its output, gives the gradient of its weight, dy^T x, to whoever wants it and wh
 from __future__ import annotations
 
 import copy
-import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pennyweight.core import DataError
+from pennyweight.model.auto import argument_names
 from pennyweight.model.capture import Sample, set_parameters
+from pennyweight.model.prompt import Prompt
 from pennyweight.model.skeleton import Skeleton
 from pennyweight.model.topology import to_meta
 from pennyweight.model.workers import Workers
@@ -141,36 +142,39 @@ class Tail:
     stand_in: _StandIn
 
     def gradient(
-        self, row: Int64[Tensor, " tokens"], hidden: Float[Tensor, "1 tokens hidden"]
+        self, row: Int64[Tensor, " tokens"] | Prompt, hidden: Float[Tensor, "1 tokens hidden"]
     ) -> tuple[Float[Tensor, "1 tokens hidden"], float]:
         """(gradient of the loss with respect to `hidden`, loss).
 
         hidden: what the last block made of `row`. The loss is the mean cross-entropy, in nats, of
-        each token after those before it. Raises DataError if there is only one token.
+        each token of text after those before it. Raises DataError if there is none.
         """
-        predicted = len(row) - 1
-        if predicted < 1:
+        prompt = row if isinstance(row, Prompt) else Prompt(ids=row)
+        targets = prompt.targets()
+        if not len(targets):
             raise DataError("a gradient needs samples of at least 2 tokens: one to predict")
         total = 0.0
         with _differentiable():
             leaf = hidden.detach().clone().requires_grad_()
             self.stand_in.hold(leaf)
-            for start, logits in self._logits(row[None], predicted):
-                target = row[start + 1 : start + 1 + len(logits)]
+            for positions, logits in self._logits(prompt.ids[None], targets - 1):
+                target = prompt.ids[positions + 1]
                 loss = nn.functional.cross_entropy(logits.float(), target, reduction="sum")
-                (loss / predicted).backward(inputs=[leaf])
+                (loss / len(targets)).backward(inputs=[leaf])
                 total += loss.item()
         assert leaf.grad is not None
-        return leaf.grad, total / predicted
+        return leaf.grad, total / len(targets)
 
-    def _logits(self, ids: Tensor, count: int) -> Iterator[tuple[int, Tensor]]:
-        """(first position, logits [positions, vocab]) of the first `count` positions."""
-        if "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
-            yield 0, self.model(input_ids=ids, use_cache=False).logits[0, :count]
+    def _logits(self, ids: Tensor, positions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """(positions, logits [positions, vocab]), some positions at a time.
+
+        Images are left out: what the blocks made of them is in the state that is handed on.
+        """
+        if "logits_to_keep" not in argument_names(self.model):
+            yield positions, self.model(input_ids=ids, use_cache=False).logits[0, positions]
             return
-        for start in range(0, count, HEAD_TOKENS):
-            keep = torch.arange(start, min(start + HEAD_TOKENS, count))
-            yield start, self.model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[0]
+        for keep in positions.split(HEAD_TOKENS):
+            yield keep, self.model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[0]
 
 
 @contextmanager

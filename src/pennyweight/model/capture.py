@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor, nn
 
 from pennyweight.core import UnsupportedError
+from pennyweight.model.prompt import Prompt, Rows, prompts
 from pennyweight.model.skeleton import Skeleton
 
 SHAPE_TOKENS = 16
@@ -40,21 +40,22 @@ class _Recorder(nn.Module):
         super().__init__()
         self.call: tuple[Tensor, tuple, dict[str, Any]] | None = None
         self.in_tuple = False  # some blocks return a tensor, some a tuple that begins with it
+        self.version = 0  # of the hidden state, which writing into it would raise
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
         self.call = (hidden, args, kwargs)
+        self.version = 0 if hidden.is_inference() else hidden._version
         return (hidden,) if self.in_tuple else hidden
 
 
-def capture(
-    skeleton: Skeleton, rows: Int64[Tensor, "samples tokens"], dtype: torch.dtype
-) -> list[Sample]:
-    """A Sample per row. Reads the embeddings from disk and forgets them again."""
+def capture(skeleton: Skeleton, rows: Rows, dtype: torch.dtype) -> list[Sample]:
+    """A Sample per row. Reads the embeddings (and encoders of images) from disk and forgets them
+    again."""
     weights = {
         name: skeleton.read(source).to(dtype) for name, source in skeleton.outside_sources().items()
         if not _is_head(skeleton, name)
     }  # fmt: skip
-    return _capture(skeleton, rows, weights)
+    return _capture(skeleton, prompts(rows), weights, dtype)
 
 
 def capture_shapes(skeleton: Skeleton) -> Sample:
@@ -66,7 +67,8 @@ def capture_shapes(skeleton: Skeleton) -> Sample:
         if not name.startswith(f"{skeleton.blocks_path}.") and not _is_head(skeleton, name)
     }
     tokens = min(SHAPE_TOKENS, max_tokens(skeleton) or SHAPE_TOKENS)
-    return _capture(skeleton, torch.zeros(1, tokens, dtype=torch.int64), weights)[0]
+    nothing = Prompt(ids=torch.zeros(tokens, dtype=torch.int64))
+    return _capture(skeleton, [nothing], weights, torch.float32)[0]
 
 
 def max_tokens(skeleton: Skeleton) -> int | None:
@@ -74,22 +76,41 @@ def max_tokens(skeleton: Skeleton) -> int | None:
     return getattr(skeleton.model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def _capture(skeleton: Skeleton, rows: Tensor, weights: dict[str, Tensor]) -> list[Sample]:
+def _capture(
+    skeleton: Skeleton, rows: list[Prompt], weights: dict[str, Tensor], dtype: torch.dtype
+) -> list[Sample]:
     base, samples = skeleton.model.base_model, []
     with _weights(skeleton.model, weights), _recorders(skeleton) as recorders, torch.no_grad():
         for row in rows:
-            calls = _walk(base, row, recorders)
+            calls = _walk(base, row.arguments(dtype), recorders)
             if calls is None:
                 raise UnsupportedError(
                     f"{skeleton.blocks_path}: not every block ran; is this a decoder that reads "
                     "text?"
                 )
+            _require_handed_on(skeleton, recorders, bool(row.images))
             samples.append(Sample(calls[0][0], [call[1:] for call in calls]))
     return samples
 
 
+def _require_handed_on(skeleton: Skeleton, recorders: list[_Recorder], images: bool) -> None:
+    """The stream takes what leaves a block for what enters the next."""
+    first = recorders[0]
+    for index, recorder in enumerate(recorders):
+        assert recorder.call is not None and first.call is not None
+        state = recorder.call[0]
+        if recorder.version != first.version or not (
+            state is first.call[0] or torch.equal(state, first.call[0])
+        ):
+            hint = "; calibrate it on text alone" if images else ""
+            raise UnsupportedError(
+                f"{skeleton.block_prefix(index)[:-1]}: {type(skeleton.model).__name__} changes the "
+                f"hidden state between its blocks, which this version cannot follow{hint}"
+            )
+
+
 def _walk(
-    base: nn.Module, row: Tensor, recorders: list[_Recorder]
+    base: nn.Module, arguments: dict[str, Tensor], recorders: list[_Recorder]
 ) -> list[tuple[Tensor, tuple, dict[str, Any]]] | None:
     """What every block is called with; None if not all were, or not with the same hidden state.
 
@@ -101,7 +122,7 @@ def _walk(
         for recorder in recorders:
             recorder.call, recorder.in_tuple = None, in_tuple
         try:
-            base(input_ids=row[None], use_cache=False)
+            base(**arguments, use_cache=False)
         except (RuntimeError, TypeError, AttributeError, ValueError, IndexError) as error:
             failure = failure or error  # the second way may fail for being the wrong one
             continue

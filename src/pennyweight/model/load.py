@@ -68,10 +68,14 @@ def _round_activations(skeleton: Skeleton, checkpoint: QuantizedCheckpoint) -> N
             setattr(skeleton.model.get_submodule(parent), child, replacement)
 
 
+def has_tokenizer(directory: Path) -> bool:
+    return any(next(directory.glob(p), None) for p in TOKENIZER_FILES)
+
+
 def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Raises CheckpointError if the directory has none that transformers can read."""
     directory = resolve_model(path)
-    if not any(next(directory.glob(p), None) for p in TOKENIZER_FILES):
+    if not has_tokenizer(directory):
         # Without any, transformers makes up an empty one, and every text has no tokens.
         raise CheckpointError(
             f"{directory}: holds no tokenizer; give text as token ids, a .json list of lists of ids"

@@ -10,18 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from pennyweight.core import CheckpointError, UnsupportedError
 from pennyweight.model.adapt import Source, adapt
+from pennyweight.model.auto import auto_class
 from pennyweight.model.checkpoint import Checkpoint
 from pennyweight.model.experts import ROLES, single_expert, split_experts
 
@@ -76,6 +78,11 @@ class Skeleton:
         """The parameters that belong to no block: embeddings, final norm, head."""
         prefix = f"{self.blocks_path}."
         return {k: v for k, v in self.sources.items() if not k.startswith(prefix)}
+
+    @cached_property
+    def language_path(self) -> str:
+        """The module that holds embedding and blocks; an encoder of images lies outside."""
+        return language_path(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -136,18 +143,20 @@ def _build(
     """The checkpoint, the adapted model, its parameters on the meta device, and what fills each of
     them."""
     with config_faults(checkpoint), init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     model = model.eval().requires_grad_(False)
     plain, fused = _match_names(checkpoint, model)
     checkpoint, plain, split = split_experts(checkpoint, model, plain)
-    sources = adapt(model, plain, fused | split)
+    sources = adapt(model, plain, fused | split, language_path(model))
     _add_tied(model, sources)
     _require_all(model, sources, checkpoint)
     return checkpoint, model, sources
 
 
 def _refuse_quantized(checkpoint: Checkpoint) -> None:
-    quantized = checkpoint.config.get("quantization_config")
+    text = checkpoint.config.get("text_config")
+    parts = [checkpoint.config, text if isinstance(text, dict) else {}]
+    quantized = next((q for part in parts if (q := part.get("quantization_config"))), None)
     low = [
         i
         for i in checkpoint.tensors.values()
@@ -228,11 +237,26 @@ def _require_all(
             )
 
 
+def language_path(model: PreTrainedModel) -> str:
+    """The innermost module around the input embedding that has a list of blocks.
+
+    Of a model that sees images it leaves out their encoder and projector; "" is the whole model.
+    """
+    embedding = model.get_input_embeddings()
+    path = next((name for name, module in model.named_modules() if module is embedding), "")
+    while path:
+        path = path.rpartition(".")[0]
+        if any(isinstance(module, nn.ModuleList) for module in model.get_submodule(path).modules()):
+            break
+    return path
+
+
 def _find_blocks(model: PreTrainedModel) -> str:
     """The ModuleList with the most parameters: the decoder's repeated blocks."""
+    inside = language_path(model)
     sizes = {
-        name: sum(p.numel() for p in module.parameters())
-        for name, module in model.named_modules()
+        f"{inside}.{name}".strip("."): sum(p.numel() for p in module.parameters())
+        for name, module in model.get_submodule(inside).named_modules()
         if isinstance(module, nn.ModuleList)
     }
     if not sizes:

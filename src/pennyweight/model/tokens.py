@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from pennyweight.core.errors import DataError
+from pennyweight.model.prompt import Prompt
 from pennyweight.model.textfiles import Document, TokenDocument
 
 BosRule = Literal["auto", "always", "never"]
@@ -26,9 +27,12 @@ class Tokens:
     ids: Int64[Tensor, " tokens"]  # the leading BOS included
     has_bos: bool
     byte_counts: Float64[Tensor, " tokens"]  # zero for BOS and other added tokens
+    prompt: Prompt | None = None  # the same ids and their images, which are never cut
 
     def first(self, count: int) -> Tokens:
-        """The first `count` tokens."""
+        """The first `count` tokens; all, if there are images."""
+        if self.prompt is not None:
+            return self
         ids, byte_counts = self.ids[:count], self.byte_counts[:count]
         return Tokens(name=self.name, ids=ids, has_bos=self.has_bos, byte_counts=byte_counts)
 
@@ -66,6 +70,20 @@ def tokenize(
     )
 
 
+def tokens_of(name: str, prompt: Prompt, tokenizer: Tokenizer) -> Tokens:
+    """A prompt as a document; its bytes are those of its text, shared evenly."""
+    text = [int(i) for i in prompt.without_images().ids]
+    written = str(tokenizer.decode(text, skip_special_tokens=True))
+    counts = torch.zeros(len(prompt.ids), dtype=torch.float64)
+    is_text = slice(None) if prompt.is_text is None else prompt.is_text
+    shares = _even_bytes(text, tokenizer, len(written.encode("utf-8", "replace")))
+    counts[is_text] = torch.tensor(shares, dtype=torch.float64)
+    return Tokens(
+        name=name, ids=prompt.ids, has_bos=bool(prompt.ids[0] == tokenizer.bos_token_id),
+        byte_counts=counts, prompt=prompt if prompt.images else None,
+    )  # fmt: skip
+
+
 def _bare(document: Document | TokenDocument) -> Tokens:
     if isinstance(document, Document):
         raise DataError(f"{document.name}: is text, and the model has no tokenizer to read it with")
@@ -80,10 +98,15 @@ def describe_bos(tokenizer: Tokenizer, bos: BosRule = "auto") -> str:
         return "never"
     if bos == "always":
         return f"always {tokenizer.bos_token!r}"
-    ids = tokenizer("a")["input_ids"]
-    if tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]:
+    if added_bos(tokenizer):
         return f"auto: the tokenizer adds {tokenizer.bos_token!r}"
     return "auto: the tokenizer adds none"
+
+
+def added_bos(tokenizer: Tokenizer) -> list[int]:
+    """The BOS that the tokenizer puts before a text, as a list of one id or none."""
+    first = tokenizer("a")["input_ids"][:1]
+    return first if first == [tokenizer.bos_token_id] else []
 
 
 def check_same_tokenizer(

@@ -19,6 +19,7 @@ from pennyweight.export import TARGETS
 from pennyweight.export.base import Linear, Part, Target
 from pennyweight.export.card import Made, model_card
 from pennyweight.export.checkpoint import write_checkpoint
+from pennyweight.model.auto import auto_class
 from pennyweight.model.checkpoint import Checkpoint
 from pennyweight.model.experts import rejoin
 from pennyweight.model.writer import disk_errors, replace_file, write_text
@@ -110,7 +111,10 @@ def finish(
         staged / PLAN, replace(job.plan, target=layout).dump() if target else job.plan.dump()
     )
     schemes = Counter(task.scheme for task in job.plan.tasks)
-    made = Made(model=job.plan.model, schemes=schemes, size=proof["size"], target=layout)
+    loader = auto_class(job.survey.skeleton.model.config).__name__
+    made = Made(
+        model=job.plan.model, schemes=schemes, size=proof["size"], target=layout, loader=loader
+    )
     card = model_card(made, proof=proof, calibration=calibration, fallbacks=_fallbacks(facts))
     write_text(staged / "README.md", card)
     with disk_errors(output):
@@ -145,7 +149,24 @@ def choose_target(name: str, linears: list[Linear], progress: Progress) -> str:
 def _kept(job: Job, facts: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Tensor -> why it is not quantized."""
     left = {site.tensor: "left by the recipe" for site in job.survey.sites}
-    return {name: why for name, why in (left | job.survey.kept).items() if name not in facts}
+    kept = {name: why for name, why in (left | job.survey.kept).items() if name not in facts}
+    modules, tensors = _modules(job), job.survey.skeleton.checkpoint.tensors
+    # An engine looks for what to leave alone by either name: `visual.x` is `model.visual.x` there.
+    renamed = {
+        f"{modules[name]}.weight": why
+        for name, why in kept.items()
+        if name in modules and len(tensors[name].shape) == 2 and not why.startswith("embedding")
+    }
+    return renamed | kept
+
+
+def _modules(job: Job) -> dict[str, str]:
+    """Tensor -> the module that has it as its weight, as transformers calls it."""
+    return {
+        source.key: name.removesuffix(".weight")
+        for name, source in job.survey.skeleton.sources.items()
+        if name.endswith(".weight")
+    }
 
 
 def _changed(job: Job, work: WorkDir) -> dict[str, Part]:
@@ -164,10 +185,12 @@ def _told(job: Job, work: WorkDir) -> list[str]:
 def _linears(job: Job, work: WorkDir, facts: dict[str, dict[str, Any]]) -> Iterator[Linear]:
     tasks, skeleton = job.plan.by_tensor, job.survey.skeleton
     transposed = {source.key for source in skeleton.sources.values() if source.transposed}
+    modules = _modules(job)
     for tensor, fact in facts.items():
         block, task, source = fact["block"], tasks[tensor], skeleton.checkpoint.tensors[tensor]
         yield Linear(
             name=tensor.removesuffix(".weight"),
+            module=modules[tensor],
             scheme=job.plan.scheme(task),
             shape=tuple(fact["shape"]),
             dtype=source.dtype,

@@ -14,6 +14,7 @@ A file that exists is whole, so an interrupted pass goes on where it was.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from pennyweight.core import NumericalError, PennyweightError, Progress, Stats
 from pennyweight.model.backward import Call, Passed, back, forward, tail
 from pennyweight.model.capture import Sample, capture
 from pennyweight.model.memory import give_back
+from pennyweight.model.prompt import Prompt
 from pennyweight.model.stream import Block
 from pennyweight.model.workers import Workers
 from pennyweight.model.writer import Entry, disk_errors, write_safetensors
@@ -43,7 +45,7 @@ class Gradients:
     plan: Plan
     survey: Survey
     folder: Path
-    rows: Tensor | None  # token ids [samples, tokens]
+    rows: Tensor | Sequence[Prompt] | None  # token ids [samples, tokens], or prompts
     workers: Workers
     progress: Progress
 

@@ -67,7 +67,7 @@ def quantize(
     _check_carried(job)
     work = WorkDir.open(output, job.plan)
     with start_workers(threads) as workers:
-        rows = None if job.calibration is None else job.calibration.ids
+        rows = None if job.calibration is None else job.calibration.rows
         run = Run(
             plan=job.plan,
             survey=job.survey,

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.quantizers.base import MODULES_TO_PATCH_FOR_QUANTIZATION
 from transformers.utils.quantization_config import CompressedTensorsConfig, QuantizationMethod
 
-from pennyweight.core import CheckpointError, NumericalError
+from pennyweight.core import CheckpointError, NumericalError, UnsupportedError
 from pennyweight.formats.compressed_tensors import decoded_dtype
 from pennyweight.model.adapt import UnfusedExperts
+from pennyweight.model.auto import AutoModel, auto_class, sees_images
+from pennyweight.model.capture import max_tokens
 from pennyweight.model.checkpoint import Checkpoint
 from pennyweight.model.compressed import CompressedCheckpoint
 from pennyweight.model.load import fill, vocabulary
 from pennyweight.model.packed import PackedCheckpoint
+from pennyweight.model.prompt import Prompt
 from pennyweight.model.skeleton import Skeleton
+from pennyweight.model.synthetic import synthetic_prompt
 from pennyweight.model.workers import start_workers
 
 PROBE_TOKENS = 32
@@ -51,27 +57,50 @@ def compare_logits(
     ours = fill(here, torch.float32)
     if isinstance(exported, CompressedCheckpoint):
         _hold_weights(here, exported)
-    theirs = _reload(exported, trust_remote_code)
-    vocab = vocabulary(ours)
-    length = min(PROBE_TOKENS, getattr(ours.config, "max_position_embeddings", PROBE_TOKENS))
-    ids = torch.randint(vocab, (1, length), generator=torch.Generator().manual_seed(0))
+    theirs = _reload(exported, auto_class(ours.config), trust_remote_code)
+    generator = torch.Generator().manual_seed(0)
+    length = min(PROBE_TOKENS, max_tokens(here) or PROBE_TOKENS)
+    ids = torch.randint(vocabulary(ours), (length,), generator=generator)
+    found = _compare(ours, theirs, Prompt(ids=ids), exported.path)
+    if sees_images(ours):
+        found["with_image"] = _compare_image(ours, theirs, generator, exported.path)
+    return found
+
+
+def _compare_image(
+    ours: PreTrainedModel, theirs: PreTrainedModel, generator: torch.Generator, path: Path
+) -> dict[str, Any]:
+    """As `_compare`, for an image of noise within text."""
+    try:
+        prompt = synthetic_prompt(ours, generator)
+    except UnsupportedError as error:
+        return {"skipped": str(error)}
+    return _compare(ours, theirs, prompt, path)
+
+
+def _compare(
+    ours: PreTrainedModel, theirs: PreTrainedModel, prompt: Prompt, path: Path
+) -> dict[str, Any]:
+    arguments = prompt.arguments(torch.float32)
     # On one thread, so that the difference that is written down does not depend on their number.
     with start_workers(1), torch.inference_mode():
-        expected, found = ours(input_ids=ids).logits, theirs(input_ids=ids).logits
+        expected, found = ours(**arguments).logits, theirs(**arguments).logits
     if not bool(expected.isfinite().all()):
         raise NumericalError(
-            f"{skeleton.checkpoint.path}: the model's logits are NaN or Inf with the weights that "
-            "were computed; are the weights of the source so large that its products overflow?"
+            f"{path}: the model's logits are NaN or Inf with the weights that were computed; are "
+            "the weights of the source so large that its products overflow?"
         )
     error = (expected - found).abs().max().item()
     # Both compute in float32 from the same weights; they differ in the order of sums alone.
     bound = 1e-3 * max(expected.abs().max().item(), 1.0)
     if not error <= bound:
+        what = " for a text with an image" if prompt.images else ""
         raise CheckpointError(
-            f"{exported.path}: transformers' reload gives other logits "
+            f"{path}: transformers' reload gives other logits{what} "
             f"(largest difference {error:.3g}, allowed {bound:.3g})"
         )
-    return {"tokens": length, "largest_difference": error, "allowed": bound, "by": "transformers"}
+    tokens = len(prompt.ids)
+    return {"tokens": tokens, "largest_difference": error, "allowed": bound, "by": "transformers"}
 
 
 def _hold_weights(skeleton: Skeleton, exported: CompressedCheckpoint) -> None:
@@ -94,22 +123,25 @@ def _is_uniform(exported: CompressedCheckpoint) -> bool:
     return len({scheme.name for scheme in exported.schemes.values()}) == 1
 
 
-def _reload(exported: Checkpoint, remote: bool) -> PreTrainedModel:
+def _reload(exported: Checkpoint, auto: AutoModel, remote: bool) -> PreTrainedModel:
     # Dequantized on load: how an engine rounds activations is its own business, and without it
     # transformers 5.23 cannot read packed zero points. It knows one scheme for all linears there.
     options = {}
     if isinstance(exported, CompressedCheckpoint) and _is_uniform(exported):
         options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
     with _quiet():
-        return AutoModelForCausalLM.from_pretrained(
+        return auto.from_pretrained(
             exported.path, dtype=torch.float32, trust_remote_code=remote, **options
         ).eval()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the remarks on asking for what the checkpoint says anyway, and on input scales."""
-    level = transformers.logging.get_verbosity()
+    """Without the remarks on asking for what the checkpoint says anyway, on input scales, and on
+    the second name that a tensor has where transformers renames it."""
+    library = logging.getLogger("compressed_tensors")
+    level, library_level = transformers.logging.get_verbosity(), library.level
+    library.setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
@@ -117,6 +149,7 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", "You passed `quantization_config`")
             yield
     finally:
+        library.setLevel(library_level)
         transformers.logging.set_verbosity(level)
         transformers.logging.enable_progress_bar()
 

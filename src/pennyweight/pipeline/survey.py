@@ -13,6 +13,7 @@ from pennyweight.model.capture import capture_shapes
 from pennyweight.model.skeleton import Skeleton, config_faults
 from pennyweight.model.topology import Topology, find_topology
 
+OUTSIDE = "beside the language model: encoder or projector of images"
 ROUTER_WIDTH = 8  # a linear this narrow or narrower decides or gates; it is not worth a scale
 
 
@@ -110,9 +111,13 @@ def _reason(skeleton: Skeleton, key: str) -> str:
         return "embedding" + (" tied to lm_head" if len(names) > 1 or _tied(model) else "")
     if owners & {id(model.get_output_embeddings())}:
         return "lm_head" + (" tied to the embedding" if _tied(model) else "")
+    inside = f"{skeleton.language_path}.".lstrip(".")
+    if not any(name.startswith(inside) for name in names):
+        return OUTSIDE
     if len(skeleton.checkpoint.tensors[key].shape) < 2:
         return "bias" if key.endswith("bias") else "norm"
-    return "router or gate" if key.startswith(skeleton.blocks_path) else "outside the blocks"
+    inside = any(name.startswith(f"{skeleton.blocks_path}.") for name in names)
+    return "router or gate" if inside else "outside the blocks"
 
 
 def _tied(model) -> bool:
