@@ -1,6 +1,7 @@
 """Text sources, and the calibration samples made from them.
 
-A source is a name (`stdlib`: Python's own library, no download) or the path of a file.
+A source is a name of `calibration.CALIBRATIONS` (`stdlib`: Python's own library, no download), or
+the path of a file. For calibration it may also be a mix of sources in given shares.
 """
 
 from __future__ import annotations
@@ -9,23 +10,32 @@ import difflib
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from pennyweight.core.errors import DataError, UnknownNameError
-from pennyweight.model.stdlib import stdlib_documents
+from pennyweight.model.calibration import CALIBRATIONS, Request
+from pennyweight.model.calibration.base import seeded
+from pennyweight.model.calibration.chat import as_chat
+from pennyweight.model.calibration.lint import Used, lint
+from pennyweight.model.calibration.mix import apportion, parse_mix
+from pennyweight.model.prompt import Prompt, prompts
 from pennyweight.model.textfiles import Document, TokenDocument, cut, read_file
 from pennyweight.model.tokens import Tokenizer, describe_bos, tokenize
 
-__all__ = ["Calibration", "Document", "TokenDocument", "calibration_samples", "documents"]
-
-NAMED: dict[str, Literal["train", "heldout"]] = {"stdlib": "train", "stdlib-heldout": "heldout"}
-"""Sources that need no file: `stdlib` is for calibration, `stdlib-heldout` for evaluation."""
+__all__ = [
+    "Calibration",
+    "Document",
+    "Request",
+    "TokenDocument",
+    "calibration_samples",
+    "documents",
+    "draw",
+]
 
 # Characters a token: a passage is then about one row, so that rows come from many places in the
 # text even if the text is one long file, and no more of it is tokenized than is used.
@@ -35,27 +45,33 @@ PACKING = (
     "end; passages are shuffled, tokenized with the tokenizer's own special tokens, joined, and "
     "cut into rows"
 )
+CHAT = "every passage is put through the chat template, as its own turns or as one of the user; "
+MIX = "each source of the mix is packed by itself, and their rows are shuffled; "
 
 
-def documents(source: str, *, split_at: str | None = None) -> list[Document] | list[TokenDocument]:
+def documents(
+    source: str, *, split_at: str | None = None, request: Request | None = None
+) -> list[Document] | list[TokenDocument]:
     """The documents of a source, in their order there; `split_at` cuts every text further.
 
-    Raises UnknownNameError for a name nobody knows and DataError for a file that cannot be used.
+    Raises UnknownNameError for a name nobody knows and DataError for a file that cannot be used, or
+    a source that makes up its text where there is no request to make it up for.
     """
-    found = _named(source) if source in NAMED else _file(source)
+    name, _, argument = source.partition(":")
+    if name not in CALIBRATIONS or Path(source).is_file():
+        found = _file(source)
+    elif CALIBRATIONS[name].generated:
+        if request is None:
+            raise DataError(f"{source}: is made up for calibration; name a text to measure on")
+        return CALIBRATIONS[name](argument, request)
+    else:
+        found = CALIBRATIONS[name](argument, request)
     if split_at is None:
         return found
     texts = [document for document in found if isinstance(document, Document)]
     if len(texts) < len(found):
         raise DataError(f"{source}: holds token ids, which split_at cannot cut; leave it out")
     return cut(texts, split_at)
-
-
-def _named(source: str) -> list[Document]:
-    return [
-        Document(name=f"{source}:{name}", text=text)
-        for name, text in stdlib_documents(NAMED[source])
-    ]
 
 
 def _file(source: str) -> list[Document] | list[TokenDocument]:
@@ -66,8 +82,10 @@ def _file(source: str) -> list[Document] | list[TokenDocument]:
         raise DataError(f"{source}: is a folder; name a file in it, or several files")
     if path.suffix or len(path.parts) > 1:
         raise DataError(f"{source}: no such file (looked in {Path.cwd()})")
-    close = difflib.get_close_matches(source, NAMED, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(NAMED)}, or a file"
+    close = difflib.get_close_matches(source, CALIBRATIONS, n=1)
+    hint = (
+        f"did you mean {close[0]!r}?" if close else f"known: {', '.join(CALIBRATIONS)}, or a file"
+    )
     raise UnknownNameError(f"unknown text source {source!r}; {hint}")
 
 
@@ -81,11 +99,23 @@ class Calibration:
     bos: str
     packing: str = PACKING
     note: str = ""  # what differs from what was asked for
+    warnings: tuple[str, ...] = ()  # what is odd about the text
+    pictured: tuple[Prompt, ...] = ()  # samples of files with images, beside the rows of text
+
+    @property
+    def rows(self) -> Tensor | list[Prompt]:
+        """All samples, as the model is called with them."""
+        return [*prompts(self.ids), *self.pictured] if self.pictured else self.ids
+
+    @property
+    def largest_id(self) -> int:
+        return max(int(row.ids.max()) for row in prompts(self.rows))
 
     @property
     def digest(self) -> str:
-        """SHA-256 of shape and ids: a run is not resumed with other data."""
+        """SHA-256 of shape, ids and images: a run is not resumed with other data."""
         content = f"{tuple(self.ids.shape)}".encode() + self.ids.contiguous().numpy().tobytes()
+        content += "".join(prompt.digest() for prompt in self.pictured).encode()
         return hashlib.sha256(content).hexdigest()
 
     @property
@@ -100,7 +130,18 @@ class Calibration:
             "bos": self.bos,
             "packing": self.packing,
             "note": self.note,
+            "warnings": list(self.warnings),
+            **self._images(),
             "digest": self.digest,
+        }
+
+    def _images(self) -> dict[str, object]:
+        if not self.pictured:
+            return {}
+        return {
+            "whole_samples": len(self.pictured),
+            "whole_tokens": sum(len(prompt.ids) for prompt in self.pictured),
+            "with_images": sum(bool(prompt.images) for prompt in self.pictured),
         }
 
 
@@ -113,23 +154,69 @@ def calibration_samples(
     seed: int,
     split_at: str | None = None,
 ) -> Calibration:
+    """`draw` for text that exists already, and no model."""
+    request = Request(
+        tokenizer=tokenizer, samples=samples, tokens=tokens, seed=seed, split_at=split_at
+    )
+    return draw(sources, request)
+
+
+def draw(sources: Sequence[str], request: Request) -> Calibration:
     """`samples` rows of `tokens` token ids from the sources, packed as PACKING says.
 
-    `tokenizer` may be None if every source holds token ids already. Only as many passages are
-    tokenized as are needed. If the text ends early there are fewer rows, or one shorter row, and
-    `note` says so. Raises DataError below two tokens in total.
+    The passages of several sources are shuffled together; a mix (`a.txt*0.7+stdlib*0.3`) gives
+    whole rows of each in its shares, and stands alone. Only as many passages are tokenized as are
+    needed. If the text ends early there are fewer rows, or one shorter row, and `note` says so.
+    Raises DataError below two tokens in total.
     """
-    if samples < 1 or tokens < 2:
+    if request.samples < 1 or request.tokens < 2:
         raise DataError(
-            f"calibrate: found samples={samples}, tokens={tokens}; expected at least 1 and 2"
+            f"calibrate: found samples={request.samples}, tokens={request.tokens}; expected at "
+            "least 1 and 2"
         )
+    shares = [parse_mix(source) for source in sources]
+    if len(sources) == 1 and shares[0]:
+        used, note = _mixed(sources[0], shares[0], request)
+    elif any(shares):
+        raise DataError(
+            f"{', '.join(sources)}: a mix is the whole calibration set; put the other sources into "
+            "it, with their weights"
+        )
+    else:
+        used, note = _pooled(sources, request)
+    chat = CHAT if request.chat_template else ""
+    return Calibration(
+        ids=used.ids,
+        sources=tuple(sources),
+        seed=request.seed,
+        bos=_bos(request),
+        packing=(MIX if any(shares) else "") + chat + PACKING,
+        note=note,
+        warnings=lint(used, request.tokenizer),
+    )
+
+
+def _bos(request: Request) -> str:
+    if request.tokenizer is None:
+        return "as in the token ids"
+    return "as in the chat template" if request.chat_template else describe_bos(request.tokenizer)
+
+
+def _pooled(sources: Sequence[str], request: Request) -> tuple[Used, str]:
+    """Rows of the passages of all sources, and what there is to note of them."""
+    samples, tokens = request.samples, request.tokens
     size = PASSAGE_PER_TOKEN * tokens
-    found = [documents(source, split_at=split_at) for source in sources]
-    passages = [passage for some in found for passage in _passages(some, size)]
-    order = torch.randperm(len(passages), generator=torch.Generator().manual_seed(seed))
-    parts, count = [], 0
+    found = [documents(s, split_at=request.split_at, request=request) for s in sources]
+    passages = [p for some in found for p in _passages(some, size, request.chat_template)]
+    generator = torch.Generator().manual_seed(request.seed)
+    order = torch.randperm(len(passages), generator=generator)
+    parts, used, count = [], [], 0
     for index in order.tolist():
-        parts.append(tokenize(passages[index], tokenizer).ids)
+        passage = passages[index]
+        if request.chat_template:
+            passage = as_chat(passage, request.tokenizer)
+        parts.append(tokenize(passage, request.tokenizer).ids)
+        used.append(passages[index])
         count += len(parts[-1])
         if count >= samples * tokens:
             break
@@ -138,22 +225,41 @@ def calibration_samples(
     width = min(tokens, count)
     rows = min(samples, count // width)
     asked = f"asked for {samples} x {tokens} tokens, the text has {count}: {rows} x {width} used"
-    return Calibration(
-        ids=torch.cat(parts)[: rows * width].view(rows, width),
-        sources=tuple(sources),
-        seed=seed,
-        bos=describe_bos(tokenizer) if tokenizer else "as in the token ids",
-        note="" if (rows, width) == (samples, tokens) else asked,
+    ids = torch.cat(parts)[: rows * width].view(rows, width)
+    note = "" if (rows, width) == (samples, tokens) else asked
+    return Used(passages=used, tokens=parts, ids=ids), note
+
+
+def _mixed(mix: str, shares: dict[str, float], request: Request) -> tuple[Used, str]:
+    """As `_pooled`, with a fixed number of rows of each source."""
+    parts, notes = [], []
+    for source, count in apportion(request.samples, shares, mix).items():
+        used, note = _pooled([source], replace(request, samples=count))
+        if used.ids.shape[1] < request.tokens:
+            raise DataError(f"{mix}: {source} does not fill a sample of {request.tokens} tokens")
+        parts.append(used)
+        notes += [f"{source}: {note}"] if note else []
+    ids = torch.cat([part.ids for part in parts])
+    order = torch.randperm(len(ids), generator=seeded(request.seed, "rows of the mix"))
+    whole = Used(
+        passages=[passage for part in parts for passage in part.passages],
+        tokens=[tokens for part in parts for tokens in part.tokens],
+        ids=ids[order],
     )
+    return whole, "; ".join(notes)
 
 
 def _passages(
-    found: Sequence[Document | TokenDocument], size: int
+    found: Sequence[Document | TokenDocument], size: int, chat: bool = False
 ) -> Iterator[Document | TokenDocument]:
-    """Texts over `size` characters cut at the next line end, at twice `size` if there is none."""
+    """Texts over `size` characters cut at the next line end, at twice `size` if there is none.
+
+    For a chat template, conversations stay whole.
+    """
     pattern = re.compile(rf"(?s).{{{size}}}[^\n]{{0,{size}}}\n?|.+")
     for document in found:
-        if isinstance(document, TokenDocument) or len(document.text) <= size:
+        whole = isinstance(document, TokenDocument) or len(document.text) <= size
+        if whole or (chat and document.messages):
             yield document
         else:
             for number, piece in enumerate(pattern.findall(document.text), start=1):

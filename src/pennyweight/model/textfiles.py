@@ -13,6 +13,7 @@ from pathlib import Path
 import regex
 
 from pennyweight.core.errors import DataError
+from pennyweight.model.tasktext import task_turns
 
 TEXT_SUFFIXES = (".txt", ".raw", ".md")
 TEXT_KEYS = ("text", "content", "story", "document")
@@ -27,6 +28,7 @@ class Document:
 
     name: str
     text: str
+    messages: tuple[tuple[str, str], ...] = ()  # role and content, if the file holds a chat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,43 +110,59 @@ def _read_lines(path: Path) -> list[Document]:
     for number, line in enumerate(_decode(path).split("\n"), start=1):
         if line.strip():
             where = f"{path}:{number}"
-            documents.append(Document(name=f"{path.name}#{number}", text=_record(line, where)))
+            documents.append(_record(line, f"{path.name}#{number}", where))
     return documents
 
 
-def _record(line: str, where: str) -> str:
-    """The text of one JSON line: its `text`, another common key, a chat, or prompt and answer."""
+def _record(line: str, name: str, where: str) -> Document:
+    """The document of one JSON line: its `text`, another common key, a chat, prompt and answer, or
+    a question of a task with its right answer."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON: {error}") from error
     if not isinstance(record, dict):
         raise DataError(f"{where}: found {type(record).__name__}; expected an object with 'text'")
+    if record.get("image"):
+        raise DataError(
+            f"{where}: names an image, and only text is read here; files with images stand alone "
+            "among the sources to calibrate or evaluate on, not in a mix, and are not cut"
+        )
     for key in TEXT_KEYS:
         if key in record:
-            return _string(record[key], f"{where}: {key!r}")
+            return Document(name=name, text=_string(record[key], f"{where}: {key!r}"))
     if "messages" in record:
-        return _chat(record["messages"], where)
+        turns = _chat(record["messages"], where)
+        text = "\n".join(f"{role}: {content}" for role, content in turns)
+        return Document(name=name, text=text, messages=turns)
     answer = next((key for key in ANSWER_KEYS if key in record), None)
     if "prompt" in record and answer:
-        return "".join(_string(record[key], f"{where}: {key!r}") for key in ("prompt", answer))
+        asked, said = (_string(record[key], f"{where}: {key!r}") for key in ("prompt", answer))
+        return Document(
+            name=name, text=asked + said, messages=(("user", asked), ("assistant", said))
+        )
+    if task := task_turns(record, where):
+        text = " ".join(part for _, part in task)
+        return Document(name=name, text=text, messages=task)
     raise DataError(
         f"{where}: found the keys {', '.join(map(repr, record)) or '(none)'}; expected one of "
-        f"{', '.join(map(repr, TEXT_KEYS))}, 'messages', or 'prompt' with 'response'"
+        f"{', '.join(map(repr, TEXT_KEYS))}, 'messages', 'prompt' with 'response', or 'query' "
+        "with 'choices' and 'gold'"
     )
 
 
-def _chat(messages: object, where: str) -> str:
-    """`role: content` lines. A chat template would need the tokenizer; a file must not."""
+def _chat(messages: object, where: str) -> tuple[tuple[str, str], ...]:
+    """Role and content of each turn; as text they are lines `role: content`. A chat template would
+    need the tokenizer; a file must not."""
     if not isinstance(messages, list):
         raise DataError(f"{where}: 'messages' is {type(messages).__name__}; expected a list")
-    lines = []
+    turns = []
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise DataError(f"{where}: messages[{number}] has no 'role' and 'content'")
         content = _string(message["content"], f"{where}: messages[{number}].content")
-        lines.append(f"{message['role']}: {content}")
-    return "\n".join(lines)
+        turns.append((str(message["role"]), content))
+    return tuple(turns)
 
 
 def _string(value: object, where: str) -> str:

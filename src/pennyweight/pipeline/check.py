@@ -13,6 +13,7 @@ from pennyweight.formats.compressed_tensors import parts
 from pennyweight.formats.storage import stored_bytes
 from pennyweight.pipeline.job import Job, prepare
 from pennyweight.pipeline.recipe import Recipe
+from pennyweight.pipeline.servable import mixed_products, rare_bits
 from pennyweight.pipeline.survey import Site
 
 BASE_BYTES = 450 * 2**20  # Python, torch and transformers before any weight: measured, see LOG.md
@@ -95,6 +96,11 @@ def _peak(job: Job, planned: list[Site]) -> int:
     blocks = range(len(job.survey.topologies))
     outside = {s.key for s in skeleton.outside_sources().values()}
     largest_copy = max(skeleton.checkpoint.tensors[key].size_bytes for key in outside)
+    entered = sum(  # held at once while the inputs of the blocks are made; images have an encoder
+        skeleton.checkpoint.tensors[key].size_bytes
+        for key in outside
+        if not job.survey.kept.get(key, "").startswith("lm_head")
+    )
     largest = max(4 * prod(site.shape) for site in planned)
     if job.plan.calibrate is None:
         return BASE_BYTES + max(4 * largest, largest_copy)
@@ -113,7 +119,7 @@ def _peak(job: Job, planned: list[Site]) -> int:
     gram = 4 * inputs**2
     observe = gram + 8 * data.tokens * inputs * (width + 4)
     solve = 2 * gram + gram // 4 + 3 * largest  # with its factor, and the scratch of making it
-    return BASE_BYTES + max(block + samples + max(observe, solve), largest_copy)
+    return BASE_BYTES + max(block + samples + max(observe, solve), largest_copy, entered)
 
 
 def _replayed_bytes(job: Job) -> int:
@@ -151,18 +157,8 @@ def _time(job: Job, planned: list[Site]) -> float:
 
 def _warnings(job: Job, kept: dict[str, str]):
     tasks = job.plan.by_tensor
-    for sites in job.survey.fused():
-        schemes = {
-            site.tensor: tasks[site.tensor].scheme if site.tensor in tasks else "W16A16"
-            for site in sites
-        }
-        if len(set(schemes.values())) > 1:
-            listed = ", ".join(f"{name} {scheme}" for name, scheme in schemes.items())
-            yield f"vLLM runs these as one matrix product and wants one scheme for all: {listed}"
-    rare = {t.scheme for t in tasks.values() if job.plan.scheme(t).weight.grid.bits not in (4, 8)}
-    if rare:
-        names = ", ".join(sorted(rare))
-        yield f"{names}: transformers loads it; vLLM has kernels for 4- and 8-bit weights alone"
+    yield from mixed_products(job.plan, job.survey)
+    yield from rare_bits(job.plan)
     if any(task.scheme.startswith("W8A16") for task in tasks.values()):
         yield "W8A16: vLLM serves it on GPUs; its CPU backend takes W4A16 and W8A8"
     if "not part of the model that transformers builds" in kept.values():
@@ -170,3 +166,5 @@ def _warnings(job: Job, kept: dict[str, str]):
         yield f"{len(names)} tensors are not part of the decoder and are carried over ({names[0]})"
     if job.calibration is not None and job.calibration.note:
         yield f"calibration: {job.calibration.note}"
+    for warning in job.calibration.warnings if job.calibration else ():
+        yield f"calibration: {warning}"

@@ -1,0 +1,1 @@
+"""Many measurements towards one answer: sensitivities, plans under a budget, scaling laws."""
