@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from pennyweight.evaluate import intervals
 from pennyweight.evaluate.intervals import (
@@ -11,6 +12,7 @@ from pennyweight.evaluate.intervals import (
     bootstrap_ratios,
     expanded_level,
     student_quantile,
+    wilson_percent,
 )
 
 SEED = 0
@@ -57,6 +59,15 @@ def test_the_expanded_level_is_wider_for_few_units_and_usual_for_many():
 )
 def test_student_quantiles_are_those_of_the_tables(freedom, table):
     assert student_quantile(0.025, freedom) == pytest.approx(-table, rel=2e-3)
+
+
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_intervals_are_scipy_s(share):
+    count, total = share
+    ends = stats.binomtest(count, total).proportion_ci(method="wilson")
+    found = wilson_percent(count, total)
+    assert (found.low, found.high) == pytest.approx((100 * ends.low, 100 * ends.high), abs=1e-9)
+    assert found.value == pytest.approx(100 * count / total)
 
 
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=20))

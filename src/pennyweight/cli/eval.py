@@ -1,17 +1,21 @@
 """`pennyweight eval`: measure a model, alone or against a reference."""
 
 import json
+from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from pennyweight.core import Progress
     from pennyweight.evaluate import Evaluation, Interval
 
 Row = tuple[str, "Interval", str]
+Shown = tuple[Any, Callable[[Any, Console], None]]  # what was found, and how it is printed
 
 
 class BosRule(StrEnum):
@@ -58,7 +62,53 @@ def eval_command(
         list[str] | None,
         typer.Option(help="Text for the scales of _static formats: stdlib (if none) or a file."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Tasks of lm-evaluation-harness, or .jsonl files: piqa,copa.jsonl."),
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=0, help="Examples before a question; else as the task says.")
+    ] = None,
+    run_code: Annotated[
+        bool, typer.Option("--run-code", help="Run code the model wrote (HumanEval), with limits.")
+    ] = False,
+    metric: Annotated[
+        str | None, typer.Option(help="What tasks are judged by; else acc_norm, acc, ...")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(min=0, help="Loss of task scores that is allowed, percent [1].")
+    ] = None,
+    noise_floor: Annotated[
+        bool, typer.Option("--noise-floor", help="Ask the reference again in bfloat16, for noise.")
+    ] = False,
+    keep_chance: Annotated[
+        bool, typer.Option("--keep-chance", help="Average also tasks where the reference guesses.")
+    ] = False,
+    similarity: Annotated[
+        bool, typer.Option("--similarity", help="Compare greedy answers with the reference's.")
+    ] = False,
+    prompts: Annotated[
+        str | None, typer.Option(help="A prompt a line, .txt or .jsonl; else openings of a text.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Encoder of sentence-transformers: BERTScore and STS.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Items of each task [all], or prompts [64].")
+    ] = None,
+    new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer: of tasks [256], of prompts [64].")
+    ] = None,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Ask through the tokenizer's chat template.")
+    ] = False,
+    samples: Annotated[
+        Path | None, typer.Option(help="JSON lines with every question and answer.")
+    ] = None,
+    records: Annotated[
+        Path | None, typer.Option(help="SQLite file that gets the results; tasks resume from it.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of intervals and of examples.")] = 0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; all if not given.")
     ] = None,
@@ -66,39 +116,155 @@ def eval_command(
 ) -> None:
     """Measure perplexity and bits per byte, and with --against the distance from a reference.
 
-    Every number has a 95 % interval from a paired bootstrap over documents.
+    With --tasks instead: scores of tasks, and with --against how much of the reference's is kept.
+    With --similarity: how alike greedy answers are. Every number has a 95 % interval.
     """
     # Here and not above: torch and transformers take seconds that --help should not.
     import torch
 
-    from pennyweight.evaluate import Settings
+    from pennyweight.cli.progress import Bar
     from pennyweight.model.attention import AttentionFormats
-    from pennyweight.pipeline.evaluate import DEFAULT_DATA, evaluate
 
+    of_texts = {
+        "data": data, "split_at": split_at, "context": context, "stride": stride,
+        "max_tokens": max_tokens, "document_tokens": document_tokens,
+    }  # fmt: skip
+    of_tasks = {
+        "shots": shots, "metric": metric, "run_code": run_code, "budget": budget,
+        "noise_floor": noise_floor, "keep_chance": keep_chance,
+    }  # fmt: skip
+    of_answers = {"prompts": prompts, "encoder": encoder}
+    of_both = {
+        "limit": limit, "new_tokens": new_tokens, "chat_template": chat_template, "samples": samples
+    }  # fmt: skip
+    if tasks is not None and similarity:
+        raise typer.BadParameter("--tasks and --similarity are two commands; give one of them")
+    if tasks is not None:
+        _refuse(of_texts | of_answers, "--tasks")
+    elif similarity:
+        _refuse(of_texts | of_tasks, "--similarity")
+    else:
+        _refuse(of_tasks | of_answers | of_both, "an evaluation over texts")
     if threads is not None:
         torch.set_num_threads(threads)
-    with Console(stderr=True).status(f"evaluating {model}"):
-        evaluation = evaluate(
-            model,
-            against=against,
-            data=data or DEFAULT_DATA,
-            split_at=split_at,
-            settings=Settings(
-                context=context,
-                stride=stride,
-                bos=bos.value,
-                max_tokens=max_tokens,
-                document_tokens=document_tokens,
-                seed=seed,
-            ),
-            attention=AttentionFormats(
-                kv_cache=kv_cache, **_products(attention), calibrate=tuple(calibrate or ["stdlib"])
-            ),
-        )
+    rounded = AttentionFormats(
+        kv_cache=kv_cache, **_products(attention), calibrate=tuple(calibrate or ["stdlib"])
+    )
+    common = {"against": against, "attention": rounded, "records": records, "seed": seed}
+    common["bos"] = bos.value
+    stderr = Console(stderr=True)
+    with Bar(stderr) as progress, stderr.status(f"evaluating {model}"):
+        if tasks is not None:
+            found, show = _tasks(model, tasks, common, of_tasks | of_both, progress)
+        elif similarity:
+            found, show = _similarity(model, common, of_answers | of_both, progress)
+        else:
+            found, show = _texts(model, common, of_texts)
     if as_json:
-        typer.echo(json.dumps(evaluation.to_dict(), indent=2))
+        typer.echo(json.dumps(found.to_dict(), indent=2))
     else:
-        show(evaluation, Console())
+        show(found, Console())
+
+
+def _refuse(options: dict[str, Any], measure: str) -> None:
+    """An option that would do nothing is a mistake."""
+    for name, value in options.items():
+        if value is not None and value is not False:
+            option = f"--{name.replace('_', '-')}"
+            raise typer.BadParameter(f"{option} says nothing to {measure}; leave it out")
+
+
+def _texts(model: str, common: dict[str, Any], given: dict[str, Any]) -> Shown:
+    from pennyweight.evaluate import Settings
+    from pennyweight.pipeline.evaluate import DEFAULT_DATA, evaluate
+    from pennyweight.pipeline.evidence import keep_evaluation
+    from pennyweight.records import Clock
+
+    clock = Clock()
+    names = ("context", "stride", "max_tokens", "document_tokens")
+    evaluation = evaluate(
+        model,
+        against=common["against"],
+        data=given["data"] or DEFAULT_DATA,
+        split_at=given["split_at"],
+        settings=Settings(
+            bos=common["bos"], seed=common["seed"], **{name: given[name] for name in names}
+        ),
+        attention=common["attention"],
+    )
+    if common["records"] is not None:
+        keep_evaluation(evaluation, common["records"], clock)
+    return evaluation, show
+
+
+def _tasks(
+    model: str, tasks: str, common: dict[str, Any], given: dict[str, Any], progress: "Progress"
+) -> Shown:
+    from pennyweight.cli.eval_tables import show_tasks
+    from pennyweight.evaluate.recovery import Judging
+    from pennyweight.evaluate.verdict import DEFAULT_BUDGET_PERCENT
+    from pennyweight.pipeline.engine import Keeping, Run
+    from pennyweight.pipeline.tasks import Reference, TaskSettings, evaluate_tasks
+
+    budget, against = given["budget"], common["against"]
+    if against is None and given["noise_floor"]:
+        raise typer.BadParameter("--noise-floor is the reference's; name it with --against")
+    reference = against and Reference(model=against, noise_floor=given["noise_floor"])
+    report = evaluate_tasks(
+        Run(model=model, attention=common["attention"]),
+        TaskSettings(
+            tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
+            limit=given["limit"],
+            shots=given["shots"],
+            new_tokens=given["new_tokens"] or 256,
+            bos=common["bos"],
+            chat_template=given["chat_template"],
+            metric=given["metric"],
+            run_code=given["run_code"],
+            seed=common["seed"],
+        ),
+        against=reference,
+        judging=Judging(
+            budget_percent=DEFAULT_BUDGET_PERCENT if budget is None else budget,
+            keep_chance=given["keep_chance"],
+            seed=common["seed"],
+        ),
+        keeping=Keeping(records=common["records"], samples=given["samples"]),
+        progress=progress,
+    )
+    return report, show_tasks
+
+
+def _similarity(
+    model: str, common: dict[str, Any], given: dict[str, Any], progress: "Progress"
+) -> Shown:
+    from pennyweight.cli.eval_tables import show_similarity
+    from pennyweight.pipeline.engine import Keeping, Run
+    from pennyweight.pipeline.similarity import (
+        DEFAULT_PROMPTS,
+        PROMPTS,
+        AnswerSettings,
+        compare_answers,
+    )
+
+    if common["against"] is None:
+        raise typer.BadParameter("--similarity compares with a reference; name it with --against")
+    report = compare_answers(
+        Run(model=model, attention=common["attention"]),
+        common["against"],
+        settings=AnswerSettings(
+            prompts=given["prompts"] or DEFAULT_PROMPTS,
+            limit=given["limit"] or PROMPTS,
+            new_tokens=given["new_tokens"] or 64,
+            bos=common["bos"],
+            chat_template=given["chat_template"],
+            encoder=given["encoder"],
+            seed=common["seed"],
+        ),
+        keeping=Keeping(records=common["records"], samples=given["samples"]),
+        progress=progress,
+    )
+    return report, show_similarity
 
 
 def _products(attention: str | None) -> dict[str, str]:

@@ -6,6 +6,7 @@ from pennyweight.evaluate.evaluation import (
     Evaluation,
     Settings,
     evaluate_tokens,
+    plain,
 )
 from pennyweight.evaluate.intervals import Interval, bootstrap_ratios
 from pennyweight.evaluate.scores import Scores, score_documents
@@ -19,5 +20,6 @@ __all__ = [
     "Settings",
     "bootstrap_ratios",
     "evaluate_tokens",
+    "plain",
     "score_documents",
 ]

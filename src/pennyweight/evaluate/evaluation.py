@@ -73,7 +73,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON; an interval that could not be computed has null ends."""
-        return {key: _plain(value) for key, value in asdict(self).items()}
+        return {key: plain(value) for key, value in asdict(self).items()}
 
 
 def evaluate_tokens(
@@ -88,37 +88,47 @@ def evaluate_tokens(
     `settings.context` is 512 unless given; the caller knows what the model's limit is. The caller
     also has the names that a report needs: `dataclasses.replace(evaluation, model=..., data=...)`.
     """
-    settings = _resolve(settings or Settings())
+    settings = resolved(settings or Settings())
     if settings.resamples < 100:
         raise DataError(f"resamples is {settings.resamples}; expected at least 100")
+    documents = limited(documents, settings)
+    assert settings.context is not None
+    scores = score_documents(
+        model, documents, context=settings.context, stride=settings.stride, reference=reference
+    )
+    return replace(summarize(scores, settings), digest=digest_of(documents))
+
+
+def limited(documents: Sequence[Tokens], settings: Settings) -> Sequence[Tokens]:
+    """What `document_tokens` and `max_tokens` leave of the documents. Raises DataError."""
     if settings.document_tokens is not None:
         if settings.document_tokens < 2:
             raise DataError(f"document_tokens is {settings.document_tokens}; expected at least 2")
         documents = [document.first(settings.document_tokens) for document in documents]
     if settings.max_tokens is not None:
         documents = limit_tokens(documents, settings.max_tokens)
-    assert settings.context is not None
-    scores = score_documents(
-        model, documents, context=settings.context, stride=settings.stride, reference=reference
-    )
-    return replace(_summarize(scores, settings), digest=_digest(documents))
+    return documents
 
 
-def _resolve(settings: Settings) -> Settings:
+def resolved(settings: Settings) -> Settings:
     """The same settings with the defaults spelled out, so that a report has no gaps."""
     context = DEFAULT_CONTEXT if settings.context is None else settings.context
     stride = context if settings.stride is None else settings.stride
     return replace(settings, context=context, stride=stride)
 
 
-def _digest(documents: Sequence[Tokens]) -> str:
+def digest_of(documents: Sequence[Tokens]) -> str:
+    """SHA-256 of the token ids."""
     content = hashlib.sha256()
     for document in documents:
         content.update(f"{len(document.ids)}:".encode() + document.ids.numpy().tobytes())
+        if document.prompt is not None:
+            content.update(document.prompt.digest().encode())
     return content.hexdigest()
 
 
-def _summarize(scores: Scores, settings: Settings) -> Evaluation:
+def summarize(scores: Scores, settings: Settings) -> Evaluation:
+    """Values and intervals of what was scored; what only the caller knows is left empty."""
     by_document = scores.documents
     by_windows = len(by_document.tokens) < FEW_DOCUMENTS
     sums = scores.windows if by_windows else by_document
@@ -174,11 +184,12 @@ def _exp(x: float) -> float:
     return math.exp(x) if x < 709 else math.inf
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """For JSON: tuples as lists, and numbers that are not finite as null."""
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: plain(each) for key, each in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

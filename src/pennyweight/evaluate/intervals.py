@@ -43,6 +43,20 @@ class Interval:
         return Interval(low=low, value=value, high=high)
 
 
+def wilson_percent(count: int, total: int, confidence: float = CONFIDENCE) -> Interval:
+    """Wilson's interval of a share, in percent. Unlike a bootstrap's it is no point at 0 and 100 %.
+
+    Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = count / total
+    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2) / (1 + z * z / total)
+    low = 0.0 if count == 0 else 100 * (middle - half)  # exactly, and not but for rounding
+    high = 100.0 if count == total else 100 * (middle + half)
+    return Interval(low=low, value=100 * share, high=high)
+
+
 def bootstrap_ratios(
     numerators: Float64[Tensor, "statistics units"],
     denominators: Float64[Tensor, "statistics units"],

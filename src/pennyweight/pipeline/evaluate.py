@@ -6,12 +6,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+from transformers import PreTrainedConfig
+
 from pennyweight.core.errors import DataError
 from pennyweight.evaluate import DEFAULT_CONTEXT, Evaluation, Settings, evaluate_tokens
 from pennyweight.model.attention import AttentionFormats, round_attention
 from pennyweight.model.load import load_model, load_tokenizer, vocabulary
+from pennyweight.model.pictures import has_images
+from pennyweight.model.resolve import resolve_model
+from pennyweight.model.samples import pictured_prompts
 from pennyweight.model.text import Document, TokenDocument, calibration_samples, documents
-from pennyweight.model.tokens import Tokenizer, Tokens, check_same_tokenizer, describe_bos, tokenize
+from pennyweight.model.tokens import (
+    Tokenizer,
+    Tokens,
+    check_same_tokenizer,
+    describe_bos,
+    tokenize,
+    tokens_of,
+)
 
 DEFAULT_DATA = ("stdlib-heldout",)
 CALIBRATION_SAMPLES = 32  # of as many tokens as a window; static scales need maxima, not sums
@@ -36,18 +49,23 @@ def evaluate(
     """
     settings, attention = settings or Settings(), attention or AttentionFormats()
     attention.parsed()  # an unknown name before anything is loaded
-    found = [document for source in data for document in documents(source, split_at=split_at)]
-    pretokenized = all(isinstance(document, TokenDocument) for document in found)
+    pictured = [source for source in data if has_images(source)]
+    text = [source for source in data if source not in pictured]
+    found = [document for source in text for document in documents(source, split_at=split_at)]
+    pretokenized = not pictured and all(isinstance(one, TokenDocument) for one in found)
     if pretokenized and settings.bos != "auto":
         raise DataError(f"bos is {settings.bos!r}, but token ids are taken as they are; use 'auto'")
     tokenizer = None if pretokenized else load_tokenizer(model)
-    tokens = _tokenize(found, tokenizer, settings)
+    tokens = tokenized(found, tokenizer, settings)
     if against is not None and tokenizer is not None:
         check_same_tokenizer(tokenizer, load_tokenizer(against), found[: len(tokens)])
     loaded = load_model(model)
     reference = None if against is None else load_model(against)
-    settings = _fitting([loaded, reference], settings)
-    _check_vocabulary(vocabulary(loaded), tokens)
+    if pictured and tokenizer is not None:
+        tokens += _pictured(pictured, loaded, resolve_model(model), tokenizer)
+        settings = _roomy(settings, tokens)
+    settings = fitting([loaded, reference], settings)
+    check_vocabulary(vocabulary(loaded), tokens)
     calibration = _calibration(model, attention, settings) if attention.static else None
     bits = round_attention(loaded, attention, calibration)
     evaluation = evaluate_tokens(loaded, tokens, reference=reference, settings=settings)
@@ -63,6 +81,25 @@ def evaluate(
     )
 
 
+def _pictured(
+    sources: Sequence[str], model: nn.Module, directory: Path, tokenizer: Tokenizer
+) -> list[Tokens]:
+    """The documents of files with images."""
+    return [
+        tokens_of(name, prompt, tokenizer)
+        for source in sources
+        for name, prompt in pictured_prompts(source, model, directory)
+    ]
+
+
+def _roomy(settings: Settings, tokens: Sequence[Tokens]) -> Settings:
+    """With a context that the longest document with images fits in, if none was asked for."""
+    longest = max((len(each.ids) for each in tokens if each.prompt is not None), default=0)
+    if settings.context is not None or longest <= DEFAULT_CONTEXT:
+        return settings
+    return replace(settings, context=longest)
+
+
 def _calibration(model: str | Path, attention: AttentionFormats, settings: Settings):
     """Token ids [samples, tokens] on which static scales are found."""
     sources = attention.calibrate
@@ -75,7 +112,7 @@ def _calibration(model: str | Path, attention: AttentionFormats, settings: Setti
     ).ids
 
 
-def _tokenize(
+def tokenized(
     found: Sequence[Document | TokenDocument],
     tokenizer: Tokenizer | None,
     settings: Settings,
@@ -91,7 +128,8 @@ def _tokenize(
     return tokens
 
 
-def _check_vocabulary(rows: int, tokens: Sequence[Tokens]) -> None:
+def check_vocabulary(rows: int, tokens: Sequence[Tokens]) -> None:
+    """Raises DataError if a token has no row in an embedding of so many."""
     for document in tokens:
         if len(document.ids) and (largest := int(document.ids.max())) >= rows:
             raise DataError(
@@ -100,10 +138,9 @@ def _check_vocabulary(rows: int, tokens: Sequence[Tokens]) -> None:
             )
 
 
-def _fitting(models: Sequence[object], settings: Settings) -> Settings:
+def fitting(models: Sequence[object], settings: Settings) -> Settings:
     """Settings with a context that every model can take. Raises DataError if asked for more."""
-    limits = [getattr(getattr(m, "config", None), "max_position_embeddings", None) for m in models]
-    limit = min((each for each in limits if each), default=None)
+    limit = min((each for model in models if (each := _positions(model))), default=None)
     if settings.context is None:
         return replace(settings, context=min(DEFAULT_CONTEXT, limit or DEFAULT_CONTEXT))
     if limit is not None and settings.context > limit:
@@ -111,3 +148,11 @@ def _fitting(models: Sequence[object], settings: Settings) -> Settings:
             f"context is {settings.context}, but the model takes {limit} tokens at most"
         )
     return settings
+
+
+def _positions(model: object) -> int | None:
+    """The longest text a model takes, where its config says."""
+    config = getattr(model, "config", None)
+    if isinstance(config, PreTrainedConfig):  # of the part that reads text, if it sees images too
+        config = config.get_text_config()
+    return getattr(config, "max_position_embeddings", None)
