@@ -9,6 +9,7 @@ from rich.table import Table
 
 from pennyweight.cli.options import (
     CalibrateOn,
+    ChatTemplate,
     Model,
     Overrides,
     QuantizerName,
@@ -30,6 +31,7 @@ def check_command(
     samples: Samples = None,
     tokens: Tokens = None,
     split_at: SplitAt = None,
+    chat_template: ChatTemplate = None,
     recipe: RecipeFile = None,
     overrides: Overrides = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -50,6 +52,7 @@ def check_command(
                 "samples": samples,
                 "tokens": tokens,
                 "split_at": split_at,
+                "chat_template": chat_template,
             },
             top={"trust_remote_code": trust_remote_code or None},
         )

@@ -16,8 +16,12 @@ class Kind(StrEnum):
     schemes = "schemes"
     quantizers = "quantizers"
     transforms = "transforms"
+    trainers = "trainers"
     saliencies = "saliencies"
     targets = "targets"
+    estimators = "estimators"
+    allocators = "allocators"
+    calibrations = "calibrations"
 
 
 def list_command(kind: Annotated[Kind, typer.Argument(help="Which table.")]) -> None:
@@ -53,6 +57,12 @@ def _transforms() -> list[Row]:
     return _described(TRANSFORMS)
 
 
+def _trainers() -> list[Row]:
+    from pennyweight.train import TRAINERS
+
+    return _described(TRAINERS)
+
+
 def _saliencies() -> list[Row]:
     from pennyweight.saliency import SALIENCIES
 
@@ -63,6 +73,28 @@ def _targets() -> list[Row]:
     from pennyweight.export import TARGETS
 
     return [(name, target.about, target.serves) for name, target in TARGETS.items()]
+
+
+def _calibrations() -> list[Row]:
+    from pennyweight.model.calibration import CALIBRATIONS
+
+    rows: list[Row] = [(name, entry.about, entry.source) for name, entry in CALIBRATIONS.items()]
+    files = ".txt, .raw, .md, .jsonl with 'text', chats or questions of a task, .json of token ids"
+    mixed = "a mix: so much of the samples is of each"
+    return [*rows, ("FILE", files, "-"), ("A*0.7+B*0.3", mixed, "-")]
+
+
+def _allocators() -> list[Row]:
+    from pennyweight.allocate import ALLOCATORS
+
+    return _described(ALLOCATORS)
+
+
+def _estimators() -> list[Row]:
+    from pennyweight.study.estimators import ESTIMATORS
+
+    rows = _described(ESTIMATORS)
+    return [(name, f"{line} {ESTIMATORS[name].cost}", source) for name, line, source in rows]
 
 
 def _described(table: Mapping[str, Any]) -> list[Row]:
@@ -76,6 +108,10 @@ ROWS: dict[Kind, Callable[[], list[Row]]] = {
     Kind.schemes: _schemes,
     Kind.quantizers: _quantizers,
     Kind.transforms: _transforms,
+    Kind.trainers: _trainers,
     Kind.saliencies: _saliencies,
     Kind.targets: _targets,
+    Kind.estimators: _estimators,
+    Kind.allocators: _allocators,
+    Kind.calibrations: _calibrations,
 }

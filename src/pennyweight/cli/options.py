@@ -21,9 +21,18 @@ QuantizerName = Annotated[
 CalibrateOn = Annotated[
     list[str] | None,
     typer.Option(
-        "--calibrate", help="stdlib (the default) or a .txt, .jsonl or .json file. Repeatable."
+        "--calibrate",
+        help="stdlib (the default), another source of `list calibrations`, a .txt, .jsonl or .json "
+        "file, or a mix: a.txt*0.7+stdlib*0.3. Repeatable.",
     ),
 ]
+ChatTemplate = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat-template/--no-chat-template",
+        help="Put calibration text through the tokenizer's chat template.", show_default=False,
+    ),
+]  # fmt: skip
 Samples = Annotated[int | None, typer.Option(help="Calibration samples [128].")]
 Tokens = Annotated[int | None, typer.Option(help="Tokens of each sample [512].")]
 SplitAt = Annotated[

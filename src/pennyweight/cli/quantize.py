@@ -9,6 +9,7 @@ from rich.console import Console
 
 from pennyweight.cli.options import (
     CalibrateOn,
+    ChatTemplate,
     Model,
     Overrides,
     QuantizerName,
@@ -37,10 +38,18 @@ def quantize_command(
     samples: Samples = None,
     tokens: Tokens = None,
     split_at: SplitAt = None,
+    chat_template: ChatTemplate = None,
     recipe: RecipeFile = None,
     overrides: Overrides = None,
     plan: Annotated[
         Path | None, typer.Option(help="Repeat a saved plan.json instead of making a plan.")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Plan first, for the smallest result that loses no more: 'kl<=0.02', 'ppl<=1%'. "
+            "`pennyweight plan` has more options."
+        ),
     ] = None,
     seed: Seed = None,
     threads: Annotated[
@@ -73,12 +82,28 @@ def quantize_command(
         raise RecipeError(
             "--plan: a plan is complete; edit the file instead of giving other options"
         )
+    calibration: dict[str, Any] = {
+        "data": calibrate, "samples": samples, "tokens": tokens, "split_at": split_at,
+        "chat_template": chat_template,
+    }  # fmt: skip
+    if budget:
+        if plan or recipe or scheme or overrides or target:
+            raise RecipeError(
+                "--budget: the plan decides the schemes; `pennyweight plan` writes a recipe that "
+                "other options can be laid over"
+            )
+        ingredients = {
+            "quantizer": quantizer, "seed": seed, "trust_remote_code": trust_remote_code or None
+        }  # fmt: skip
+        recipe = _planned(model, budget, output, ingredients, calibration, threads, quiet)
+        # The plan has all of these in it.
+        quantizer, calibration, seed, trust_remote_code = None, {}, None, False
     what = plan or recipe_from(
         model,
         recipe,
         overrides,
         rule={"scheme": scheme, "quantizer": quantizer},
-        calibrate={"data": calibrate, "samples": samples, "tokens": tokens, "split_at": split_at},
+        calibrate=calibration,
         top={"seed": seed, "trust_remote_code": trust_remote_code or None, "target": target},
     )
     console = Console(stderr=True)
@@ -92,6 +117,34 @@ def quantize_command(
         typer.echo(json.dumps(result.to_dict(), indent=1))
     else:
         show_result(result, Console(highlight=False))
+
+
+def _planned(
+    model: str,
+    budget: str,
+    output: Path,
+    ingredients: dict[str, Any],
+    calibrate: dict[str, Any],
+    threads: int | None,
+    quiet: bool,
+) -> Path:
+    """The plan for a budget, in the folder OUTPUT.plan; what is there is not measured again."""
+    from pennyweight.cli.plan import show_plan, wish_from
+    from pennyweight.cli.progress import Bar
+    from pennyweight.core import Progress
+    from pennyweight.study.planner import plan
+
+    wish = wish_from(model, budget, ingredients=ingredients, calibrate=calibrate)
+    folder, console = output.with_name(f"{output.name}.plan"), Console(stderr=True, highlight=False)
+    if quiet:
+        planned = plan(
+            wish, folder / "plan.toml", work=folder, threads=threads, progress=Progress()
+        )
+    else:
+        with Bar(console) as bar:
+            planned = plan(wish, folder / "plan.toml", work=folder, threads=threads, progress=bar)
+        show_plan(planned, console)
+    return planned.path
 
 
 def show_result(result: "Result", console: Console) -> None:

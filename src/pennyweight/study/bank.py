@@ -1,0 +1,217 @@
+"""Every tensor of a model quantized once in every scheme, on disk, to be put together at will.
+
+For each scheme the pipeline carries out a plan that gives it to all tensors that can take it, and
+what it leaves in its work directory is what the bank reads. So a bank may be interrupted like any
+run, and one of another model, quantizer or calibration text is an error that says what differs.
+
+A quantizer with data sees the errors of what comes before a layer, and in the bank all of that is
+of the same scheme as the layer. In a mix it is not; what that costs a mix is for whoever builds
+one to measure, which is what makes a trial fast.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from pennyweight.core import FormatError, Progress, RecipeError
+from pennyweight.core.record import record_key
+from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
+from pennyweight.model.checkpoint import Checkpoint
+from pennyweight.model.resolve import resolve_model
+from pennyweight.model.skeleton import Skeleton
+from pennyweight.model.text import Calibration
+from pennyweight.model.workers import Workers
+from pennyweight.model.writer import disk_errors
+from pennyweight.pipeline.job import with_text
+from pennyweight.pipeline.plan import Plan, resolve_plan
+from pennyweight.pipeline.recipe import Calibrate, Recipe, Rule
+from pennyweight.pipeline.run import Run
+from pennyweight.pipeline.survey import Survey, survey
+from pennyweight.pipeline.workdir import WorkDir
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ingredients:
+    """Everything that decides what is in a bank, but for the schemes."""
+
+    model: str
+    quantizer: str = "gptq"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    calibrate: Calibrate = field(default_factory=Calibrate)
+    seed: int = 0
+    trust_remote_code: bool = False
+
+    def recipe(self, rules: Sequence[Rule]) -> Recipe:
+        return Recipe(
+            model=self.model, seed=self.seed, calibrate=self.calibrate, rule=tuple(rules),
+            trust_remote_code=self.trust_remote_code,
+        )  # fmt: skip
+
+    def rule(self, scheme: str) -> Rule:
+        return Rule(scheme=scheme, quantizer=self.quantizer, options=self.options)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """What is in a folder; `Bank.make` fills it."""
+
+    folder: Path
+    path: Path  # of the model
+    survey: Survey
+    ingredients: Ingredients
+    calibration: Calibration | None  # None if no plan needed any
+    plans: Mapping[str, Plan]  # by scheme, without W16A16
+    missing: Mapping[tuple[str, str], str]  # (tensor, scheme) -> why it cannot take it
+
+    @classmethod
+    def make(
+        cls,
+        ingredients: Ingredients,
+        schemes: Sequence[str],
+        folder: Path,
+        workers: Workers,
+        progress: Progress | None = None,
+    ) -> Bank:
+        """The bank in `folder`, with whatever these schemes lack in it added.
+
+        Raises CheckpointError if the folder is of another model, quantizer or calibration text;
+        FormatError for a scheme that no tensor can take; and all that quantizing raises.
+        """
+        progress, names = progress or Progress(), list(dict.fromkeys(schemes))
+        names = [name for name in names if name != UNTOUCHED]
+        if not names:
+            raise RecipeError(f"expected schemes besides {UNTOUCHED}, such as W4A16_g128")
+        path = resolve_model(ingredients.model)
+        seen = survey(Skeleton.build(Checkpoint.open(path), ingredients.trust_remote_code))
+        missing = _missing(seen, names)
+        plans, calibration = _plans(path, seen, ingredients, names, missing)
+        bank = cls(folder, path, seen, ingredients, calibration, plans, missing)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        for scheme, plan in bank.plans.items():
+            bank._run(scheme, plan, workers, progress)
+        return bank
+
+    def _run(self, scheme: str, plan: Plan, workers: Workers, progress: Progress) -> None:
+        work = WorkDir.open(self.folder / scheme, plan)
+        if all(work.is_done(index) for index in range(len(self.survey.topologies))):
+            return
+        progress.say(f"{scheme}: every linear by {self.ingredients.quantizer}")
+        rows = None
+        if plan.calibrate is not None:
+            assert self.calibration is not None, "read if any plan asks for it"
+            rows = self.calibration.ids
+        Run(
+            plan=plan, survey=self.survey, work=work, rows=rows, workers=workers, progress=progress
+        )()
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """Without W16A16."""
+        return tuple(self.plans)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the checkpoint."""
+        return self.survey.skeleton.checkpoint.fingerprint
+
+    def identity(self, scheme: str) -> str:
+        """Equal for equal contents: a digest of all that decides what is in it of this scheme."""
+        return record_key({"plan": self.plans[scheme].digest}) if scheme != UNTOUCHED else UNTOUCHED
+
+    def takes(self, tensor: str, scheme: str) -> bool:
+        if scheme == UNTOUCHED:
+            return tensor in self.survey.by_tensor
+        return tensor in self.plans[scheme].by_tensor
+
+    def weight(self, tensor: str, scheme: str) -> Float[Tensor, "out in"]:
+        """What the stored weight stands for, float32, in memory of its own."""
+        if scheme == UNTOUCHED:
+            return self.survey.weight(self.survey.by_tensor[tensor])
+        return self._load(tensor, scheme)[0]
+
+    def input_scale(self, tensor: str, scheme: str) -> Tensor | None:
+        """The [1, 1] scale of a static activation format; None where there is none."""
+        return None if scheme == UNTOUCHED else self._load(tensor, scheme)[1]
+
+    def linear(self, tensor: str, scheme: str) -> tuple[Tensor, Tensor | None]:
+        """(weight, input_scale), read once."""
+        if scheme == UNTOUCHED:
+            return self.weight(tensor, scheme), None
+        return self._load(tensor, scheme)
+
+    def stored_bits(self, tensor: str, scheme: str) -> int:
+        """Of everything that is stored for the weight: codes, scales, tables, corrections."""
+        site = self.survey.by_tensor[tensor]
+        if scheme == UNTOUCHED:
+            return site.shape[0] * site.shape[1] * 8 * self.survey.skeleton.dtype.itemsize
+        return 8 * self.fact(tensor, scheme)["bytes"]
+
+    def fact(self, tensor: str, scheme: str) -> dict[str, Any]:
+        """What the pipeline noted: `loss` and its `metric`, `tokens`, `bytes`, `notes`."""
+        return self._facts[scheme][tensor]
+
+    @cached_property
+    def _facts(self) -> dict[str, dict[str, dict[str, Any]]]:
+        found = {}
+        for scheme in self.plans:
+            blocks = [self._work(scheme).facts(i) for i in range(len(self.survey.topologies))]
+            found[scheme] = {name: fact for block in blocks for name, fact in block.items()}
+        return found
+
+    def _work(self, scheme: str) -> WorkDir:
+        return WorkDir(WorkDir.place(self.folder / scheme), self.plans[scheme])
+
+    def _load(self, tensor: str, scheme: str) -> tuple[Tensor, Tensor | None]:
+        if not self.takes(tensor, scheme):
+            raise FormatError(f"{tensor}: {self.missing[tensor, scheme]}")
+        task, site = self.plans[scheme].by_tensor[tensor], self.survey.by_tensor[tensor]
+        quantized, input_scale = self._work(scheme).load(site.block, tensor, task)
+        return quantized.dequantize(), input_scale
+
+
+def _missing(seen: Survey, schemes: Sequence[str]) -> dict[tuple[str, str], str]:
+    """(tensor, scheme) -> why it cannot take it, where groups do not divide."""
+    found = {}
+    for name in schemes:
+        scheme = parse_scheme(name, seen.skeleton.dtype)
+        for site in seen.sites:
+            try:
+                scheme.weight.groups(*site.shape)
+                if scheme.activation is not None:
+                    scheme.activation.format.groups(1, site.shape[1])
+            except FormatError as error:
+                found[site.tensor, name] = f"{name}: {error}"
+        if all((site.tensor, name) in found for site in seen.sites):
+            raise FormatError(f"no tensor can take it: {found[seen.sites[0].tensor, name]}")
+    return found
+
+
+def _plans(
+    path: Path,
+    seen: Survey,
+    ingredients: Ingredients,
+    schemes: Sequence[str],
+    missing: Mapping[tuple[str, str], str],
+) -> tuple[dict[str, Plan], Calibration | None]:
+    """A plan for each scheme, and the text that those read which need any."""
+    plans: dict[str, Plan] = {}
+    calibration = None
+    for scheme in schemes:
+        without = [tensor for tensor, name in missing if name == scheme]
+        rules = [Rule(match=glob.escape(tensor), scheme=UNTOUCHED) for tensor in without]
+        plan = resolve_plan(ingredients.recipe([*rules, ingredients.rule(scheme)]), seen)
+        if plan.calibrate is not None:
+            calibration = calibration or with_text(path, seen, plan).calibration
+            assert calibration is not None, "the plan asks for it"
+            plan = replace(plan, calibration_digest=calibration.digest)
+        plans[scheme] = plan
+    return plans, calibration

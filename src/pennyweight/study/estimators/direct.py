@@ -1,0 +1,27 @@
+"""Measure it: one unit at a time in the scheme, everything else untouched."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pennyweight.study.estimators.base import Bench, Estimate, Wanted, estimator
+
+
+@estimator("direct")
+@dataclass(frozen=True, kw_only=True)
+class Direct:
+    """Mean KL from the untouched model with this unit alone in the scheme, with its interval."""
+
+    together: ClassVar[bool] = False
+    source: ClassVar[str] = "the definition; no paper"
+    cost: ClassVar[str] = "one forward pass for each unit and scheme"
+
+    def __call__(self, bench: Bench, wanted: Wanted) -> Iterator[Estimate]:
+        for unit, scheme in wanted:
+            kl = bench.trials.measure(dict.fromkeys(unit.tensors, scheme)).kl
+            bench.spent.forward += bench.trials.texts.scored
+            known = kl.low == kl.low  # nan where there is nothing to resample
+            yield Estimate(
+                unit=unit, scheme=scheme, value=kl.value, lower=kl.low if known else None,
+                upper=kl.high if known else None,
+            )  # fmt: skip

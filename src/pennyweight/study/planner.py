@@ -1,0 +1,284 @@
+"""The verb `plan`: the cheapest mix of schemes inside a budget, measured and not promised."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pennyweight.allocate import ALLOCATORS
+from pennyweight.allocate.base import Allocator, Assignment, Option, Problem, Unit
+from pennyweight.core import BudgetError, Progress
+from pennyweight.evaluate import plain
+from pennyweight.formats.schemes import UNTOUCHED
+from pennyweight.model.checkpoint import Checkpoint
+from pennyweight.model.load import load_model
+from pennyweight.model.resolve import resolve_model
+from pennyweight.model.skeleton import Skeleton
+from pennyweight.model.writer import disk_errors, write_text
+from pennyweight.pipeline.recipe import Recipe, make_from
+from pennyweight.pipeline.survey import survey
+from pennyweight.records import Store
+from pennyweight.study.budget import Budget
+from pennyweight.study.build import Builder
+from pennyweight.study.candidate import Candidate, figures, summed_loss
+from pennyweight.study.costs import Costs
+from pennyweight.study.pins import pinned
+from pennyweight.study.plan_file import plan_text
+from pennyweight.study.search import Outcome, Search, cheapest
+from pennyweight.study.sensitivity import Sensitivity
+from pennyweight.study.texts import read_texts
+from pennyweight.study.wish import (
+    Wish,
+    costs_of,
+    known_table,
+    require_fresh,
+    restricted,
+    schemes_of,
+    sensed,
+)
+
+POINTS = 12  # of the predicted frontier
+BLAMED = 3  # units that an error names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What `plan` made."""
+
+    path: Path
+    recipe: Recipe
+    chosen: Candidate
+    outcome: Outcome
+    table: Sensitivity
+    noise: float | None  # what the reference loses against itself in 16 bits; None: not asked
+    facts: Mapping[str, Any]  # the content of the file beside the plan
+
+
+def plan(
+    wish: Wish,
+    output: Path,
+    *,
+    work: Path | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Planned:
+    """Write the plan to `output` and all candidates to `<output>.frontier.json` beside it.
+
+    work: a folder that an interrupted call continues in, `<output>.work` unless given. Raises
+    BudgetError if nothing is inside the budget, or the budget is inside the noise of 16 bits;
+    RecipeError for pins, schemes and tables that cannot be; and what quantizing raises.
+    """
+    work = work or output.with_name(f"{output.name}.work")
+    progress = progress or Progress()
+    with disk_errors(work):
+        work.mkdir(parents=True, exist_ok=True)
+    planner = Planner.open(wish, work, threads, progress)
+    outcome = planner.search()
+    best = planner.require(outcome)
+    recipe = planner.builder.recipe(best.schemes)
+    text = plan_text(recipe, best, planner.table, wish.budget, outcome.correction)
+    facts = planner.facts(outcome, best)
+    write_text(output, text)
+    write_text(frontier_file(output), json.dumps(plain(facts), indent=1, allow_nan=False) + "\n")
+    return Planned(
+        path=output, recipe=recipe, chosen=best, outcome=outcome, table=planner.table,
+        noise=planner.noise, facts=facts,
+    )  # fmt: skip
+
+
+def frontier_file(output: Path) -> Path:
+    return output.with_name(f"{output.name.removesuffix('.toml')}.frontier.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planner:
+    """A wish with everything that is needed to grant it."""
+
+    wish: Wish
+    table: Sensitivity
+    builder: Builder
+    costs: Costs
+    pins: Mapping[str, str]
+    allocator: Allocator
+    noise: float | None
+
+    @classmethod
+    def open(cls, wish: Wish, work: Path, threads: int | None, progress: Progress) -> Planner:
+        """All that can be refused is refused before anything is measured."""
+        allocator = make_from(ALLOCATORS, wish.allocator, wish.allocator_options, "--allocator")
+        path = resolve_model(wish.ingredients.model)
+        seen = survey(Skeleton.build(Checkpoint.open(path), wish.ingredients.trust_remote_code))
+        shapes = {site.tensor: site.shape for site in seen.sites}
+        costs = costs_of(wish, shapes)
+        schemes = schemes_of(wish, seen)
+        known = known_table(wish, seen) if wish.sense else None
+        reference = load_model(path, trust_remote_code=wish.ingredients.trust_remote_code)
+        texts = read_texts(
+            path, reference, wish.data, split_at=wish.split_at, settings=wish.settings
+        )
+        builder = Builder(
+            ingredients=wish.ingredients, table=known, budget=wish.budget,
+            texts=texts, reference=reference, folder=work,
+            store=Store.open(work / "records.sqlite"),
+            engine="any" if wish.any_engine else "vllm", threads=threads, progress=progress,
+        )  # fmt: skip
+        noise = _noise(builder, wish.budget)
+        table = known or sensed(wish, schemes, work, threads, progress)
+        require_fresh(table, wish, texts.digest)
+        table = restricted(table, {*schemes, *(pin.scheme for pin in wish.pins)})
+        return cls(
+            wish=wish, table=table, builder=replace(builder, table=table), costs=costs,
+            pins=pinned(wish.pins, table), allocator=allocator, noise=noise,
+        )  # fmt: skip
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """What there is to choose from; a pinned unit has one option."""
+        return tuple(
+            Unit(
+                name=unit.name,
+                options=tuple(
+                    Option(scheme=scheme, loss=loss.value, cost=self.costs.of(unit, scheme))
+                    for scheme, loss in unit.options.items()
+                    if self.pins.get(unit.name, scheme) == scheme
+                ),
+            )
+            for unit in self.table.units
+        )
+
+    def allocate(self, budget: float) -> Assignment:
+        """The cheapest assignment whose losses add up to at most `budget`."""
+        return cheapest(self.units, budget, self.allocator, self.wish.ingredients.seed)
+
+    def search(self) -> Outcome:
+        if self.wish.budget.bounded == "cost":
+            return self._within_cost()
+        budget, losses = self.wish.budget, [[o.loss for o in u.options] for u in self.units]
+        search = Search(
+            limit=budget.nats(budget.limit),
+            least=math.fsum(map(min, losses)),
+            smallest=min((x for each in losses for x in each if x > 0), default=budget.limit),
+            allocate=self.allocate,
+            build=self.build,
+            upper=lambda one: budget.nats(one.measured.loss.high),
+            value=lambda one: budget.nats(one.measured.loss.value),
+            rounds=self.wish.rounds,
+        )
+        return search()
+
+    def _within_cost(self) -> Outcome:
+        """The least loss at a cost; the cost is known, so there is one candidate."""
+        budget, total = self.wish.budget, self.table.parameters
+        limit = total * (budget.limit / 8 if budget.name == "bits" else 1 - budget.limit)
+        problem = Problem(units=self.units, minimise="loss", budget=limit)
+        schemes = self.allocator(problem, self.wish.ingredients.seed).schemes
+        one = replace(self.build(schemes, 1.0), inside=True)
+        observed = one.measured.loss.value / one.summed if one.summed > 0 else 1.0
+        return Outcome(candidates=(one,), best=one, tight=True, correction=observed)
+
+    def build(self, schemes: Assignment, correction: float) -> Candidate:
+        say = self.builder.progress.say
+        summed, found = summed_loss(schemes, self.table), figures(schemes, self.table)
+        by_name = {unit.name: unit for unit in self.table.units}
+        predicted = self.wish.budget.of_nats(correction * summed)
+        say(f"building {found.bits_per_weight:.3f} bits, predicted {predicted:.5g}")
+        measured = self.builder.measure(schemes)
+        inside = measured.loss.high <= self.wish.budget.limit
+        say(
+            f"measured {measured.loss.value:.5g} ({measured.loss.low:.5g} to "
+            f"{measured.loss.high:.5g}), budget {self.wish.budget}"
+        )
+        return Candidate(
+            schemes=dict(schemes), summed=summed, predicted=predicted,
+            cost=math.fsum(self.costs.of(by_name[n], scheme) for n, scheme in schemes.items()),
+            figures=found, measured=measured, inside=inside,
+        )  # fmt: skip
+
+    def require(self, outcome: Outcome) -> Candidate:
+        """The best candidate. Raises BudgetError if there is none that quantizes anything."""
+        best, rounds = outcome.best, self.wish.rounds
+        if best is not None and set(best.schemes.values()) != {UNTOUCHED}:
+            return best
+        nearest = min(
+            (one for one in outcome.candidates if one is not best),
+            key=lambda one: one.measured.loss.high,
+            default=None,
+        )
+        if nearest is None:
+            raise BudgetError(
+                f"{self.wish.budget}: any of these schemes on any unit is predicted to lose more; "
+                "allow more, or offer finer schemes"
+            )
+        if best is None and not outcome.tight:
+            end = f"none of the {rounds} candidates is inside; the nearest"
+        else:
+            end = "out of reach with these schemes; the best that quantizes anything"
+        loss, blamed = nearest.measured.loss, ", ".join(self._blamed(nearest))
+        raise BudgetError(
+            f"{self.wish.budget}: {end} was measured at {loss.value:.5g} ({loss.low:.5g} to "
+            f"{loss.high:.5g}). In the way: {blamed}. Allow more, offer these a finer scheme, or "
+            "give more text to measure on (--max-tokens) for a narrower interval"
+        )
+
+    def _blamed(self, nearest: Candidate) -> list[str]:
+        losses = {
+            unit.name: unit.options[nearest.schemes[unit.name]].value for unit in self.table.units
+        }
+        order = sorted(losses, key=lambda name: -losses[name])[:BLAMED]
+        return [f"{name} in {nearest.schemes[name]} ({losses[name]:.3g} alone)" for name in order]
+
+    def facts(self, outcome: Outcome, best: Candidate) -> dict[str, Any]:
+        """What the file beside the plan holds."""
+        table = self.table
+        return {
+            "model": table.model, "fingerprint": table.fingerprint,
+            "budget": {"text": str(self.wish.budget), **asdict(self.wish.budget),
+                       "bounded": self.wish.budget.bounded,
+                       "metric": self.wish.budget.kind.metric,
+                       "measured": self.wish.budget.measured},
+            "minimise": self.costs.name, "cost_unit": self.costs.unit,
+            "allocator": self.wish.allocator, "estimator": table.estimator,
+            "quantizer": table.quantizer, "seed": self.wish.ingredients.seed,
+            "noise_of_16_bits": self.noise, "correction": outcome.correction,
+            "tight": outcome.tight, "chosen": outcome.candidates.index(best),
+            "sense_data": table.data, "data": best.measured.data, "tokens": best.measured.tokens,
+            "candidates": [one.to_dict() for one in outcome.candidates],
+            "predicted_frontier": self._frontier(outcome.correction),
+        }  # fmt: skip
+
+    def _frontier(self, correction: float) -> list[dict[str, Any]]:
+        """Cost against predicted loss, by the greedy allocation, which is quick."""
+        units = self.units
+        least = math.fsum(min(o.loss for o in unit.options) for unit in units)
+        most = math.fsum(max(o.loss for o in unit.options) for unit in units)
+        start = max(least, most * 1e-4)
+        if most <= 0:
+            return []
+        points = {}
+        for index in range(POINTS):
+            budget = start * (most / start) ** (index / (POINTS - 1))
+            problem = Problem(units=units, minimise="cost", budget=max(budget, least))
+            choice = ALLOCATORS["greedy"]()(problem)
+            points[choice.cost] = {
+                "cost": choice.cost,
+                "predicted": self.wish.budget.of_nats(correction * choice.loss),
+                **asdict(figures(choice.schemes, self.table)),
+            }  # fmt: skip
+        return list(points.values())
+
+
+def _noise(builder: Builder, budget: Budget) -> float | None:
+    """Raises BudgetError for a budget that 16 bits alone would break."""
+    if budget.bounded == "cost":
+        return None
+    noise = abs(builder.noise().value)
+    if budget.limit <= noise:
+        raise BudgetError(
+            f"{budget}: the untouched model in 16 bits already loses {noise:.3g} against itself in "
+            "float32; no plan can be told to be inside. Allow more"
+        )
+    return noise
