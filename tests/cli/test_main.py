@@ -5,13 +5,15 @@ import subprocess
 import sys
 
 import pennyweight
+from pennyweight.cli.main import app
 
-VERBS = ("quantize", "check", "eval", "export", "prove", "list", "demo")
+VERBS = [command.name for command in app.registered_commands]
 ASKED = [
     ([], 2),  # help, and the exit code of wrong usage
     (["--help"], 0),
     (["--version"], 0),
     *(([verb, "--help"], 0) for verb in VERBS),
+    (["study", "--help"], 0),
     (["quantise"], 2),
     (["quantize", "--scheem", "W8A8"], 2),
     (["quantize", "pylm"], 2),  # no output

@@ -21,6 +21,7 @@ def demo_command(
     from pennyweight.cli.progress import Bar
     from pennyweight.cli.quantize import show_result
     from pennyweight.pipeline.demo import run_demo
+    from pennyweight.report.demo import report_demo
 
     console, errors = Console(highlight=False), Console(stderr=True)
     with Bar(errors) as bar:
@@ -32,3 +33,5 @@ def demo_command(
         console.print(text, markup=False)
     console.rule("proof")
     show_result(demo.result, console)
+    page = report_demo(demo, command=f"pennyweight demo -o {output} --scheme {scheme}")
+    console.print(f"report: {page} (open it in a browser)", markup=False, soft_wrap=True)

@@ -15,11 +15,20 @@ from rich.markup import escape
 from pennyweight import __version__
 from pennyweight.cli.check import check_command
 from pennyweight.cli.demo import demo_command
+from pennyweight.cli.diagnose import diagnose_command
 from pennyweight.cli.eval import eval_command
 from pennyweight.cli.export import export_command
+from pennyweight.cli.inject import inject_command
 from pennyweight.cli.list import list_command
+from pennyweight.cli.plan import plan_command
+from pennyweight.cli.predict import predict_command
+from pennyweight.cli.profile import profile_command
 from pennyweight.cli.prove import prove_command
 from pennyweight.cli.quantize import quantize_command
+from pennyweight.cli.records import records_command
+from pennyweight.cli.report import report_command
+from pennyweight.cli.sense import sense_command
+from pennyweight.cli.study import study_app
 
 if TYPE_CHECKING:
     from pennyweight.core import PennyweightError
@@ -31,9 +40,18 @@ app = typer.Typer(
 )
 app.command("quantize")(quantize_command)
 app.command("check")(check_command)
+app.command("plan")(plan_command)
+app.command("sense")(sense_command)
 app.command("eval")(eval_command)
+app.command("profile")(profile_command)
+app.command("diagnose")(diagnose_command)
+app.add_typer(study_app, name="study")
+app.command("predict")(predict_command)
+app.command("report")(report_command)
+app.command("records")(records_command)
 app.command("export")(export_command)
 app.command("prove")(prove_command)
+app.command("inject-outliers")(inject_command)
 app.command("list")(list_command)
 app.command("demo")(demo_command)
 
