@@ -1,0 +1,126 @@
+"""Our best methods beside other tools, at the same bits, on the same tokens and texts.
+
+    python bench/peers_table.py [MODEL ...] [--bits 4 3 2] [--peers hqq gptqmodel ...]
+        [--calibrate TEXT --evaluate TEXT --split-at REGEX]
+
+Each peer runs in its own environment (`make peers`), at its defaults, on our calibration token ids
+and decodes its own weights; one evaluator judges all. Bits are those of everything stored for the
+quantized linears. Peers that take no data ignore it.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from methods import ENTRIES, Protocol, lines, show, widths_of
+from side_by_side import ROOT, last_json, markdown, row
+
+from pennyweight.model.load import load_tokenizer
+from pennyweight.model.resolve import resolve_model
+from pennyweight.model.text import calibration_samples
+
+
+@dataclass(frozen=True)
+class Peer:
+    name: str
+    environment: str
+    script: str
+
+    @property
+    def python(self) -> Path:
+        return ROOT / ".venv-peers" / self.environment / "bin" / "python"
+
+    def run(self, model: str, dense: Path, bits: int, group: int, tokens: Path) -> float:
+        """Writes what it made of the model to `dense`; returns bits a weight."""
+        command = [
+            self.python,
+            ROOT / "bench" / "peers" / self.script,
+            resolve_model(model).resolve(),
+            dense,
+        ]
+        command += ["--bits", bits, "--group", group, "--calibrate", tokens]
+        done = subprocess.run(
+            [str(part) for part in command], capture_output=True, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=dense.parent,  # some leave logs there
+        )  # fmt: skip
+        if done.returncode:
+            last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+            raise RuntimeError(f"{self.name}: {' '.join(last)}")
+        return last_json(done.stdout)["bits_per_weight"]
+
+
+PEERS = (
+    Peer("llm-compressor GPTQ", "llmcompressor", "llmcompressor_dense.py"),
+    Peer("GPTQModel GPTQ", "gptqmodel", "gptqmodel_gptq.py"),
+    Peer("auto-round", "auto_round", "auto_round_tuned.py"),
+    Peer("neural-compressor AWQ", "neural_compressor", "neural_compressor_awq.py"),
+    Peer("HQQ", "hqq", "hqq_rounding.py"),
+    Peer("llama.cpp K-quants", "llama_cpp", "llama_cpp_k_quants.py"),
+)
+OURS = ("GPTQ", "AWQ + GPTQ", "OWQ 1 %")
+
+
+def peer_lines(model: str, bits: list[int], peers: list[Peer], protocol: Protocol) -> Iterator:
+    widths = widths_of(model)
+    group = next(g for g in (128, 64, 32) if any(w % g == 0 for w in widths.values()))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tokens = folder / "tokens.json"
+        found = calibration_samples(
+            [protocol.calibrate], load_tokenizer(resolve_model(model)), samples=protocol.samples,
+            tokens=protocol.tokens, seed=0, split_at=protocol.split_at,
+        )  # fmt: skip
+        tokens.write_text(json.dumps(found.ids.tolist()))
+        for count in bits:
+            for peer in peers:
+                dense = folder / f"{peer.environment}-{count}"
+                try:
+                    stored = peer.run(model, dense, count, group, tokens)
+                except RuntimeError as error:
+                    print(f"{model} at {count} bits: {error}", file=sys.stderr, flush=True)
+                    continue
+                scores = protocol.scores(dense, model)
+                assert scores.comparison is not None
+                yield [Path(model).name, f"{stored:.2f}", peer.name, f"{count} bits, g{group}",
+                       show(scores.perplexity), show(scores.comparison.kl_nats)]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="*", default=["pylm"])
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
+    parser.add_argument("--peers", nargs="+", choices=[p.environment for p in PEERS])
+    parser.add_argument("--calibrate", default="stdlib")
+    parser.add_argument("--evaluate", default="stdlib-heldout")
+    parser.add_argument("--split-at")
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--max-tokens", type=int, default=10_000)
+    args = parser.parse_args()
+    peers = [p for p in PEERS if not args.peers or p.environment in args.peers]
+    missing = [p.environment for p in peers if not p.python.exists()]
+    if missing:
+        raise SystemExit(f"run `make peers` first: {', '.join(missing)} are not there")
+    protocol = Protocol(
+        calibrate=args.calibrate, evaluate=args.evaluate, split_at=args.split_at,
+        samples=args.samples, tokens=args.tokens, max_tokens=args.max_tokens,
+    )  # fmt: skip
+    ours = [entry for entry in ENTRIES if entry.label in OURS]
+    print(markdown(["model", "bits", "method", "scheme", "perplexity", "KL, nats"]), flush=True)
+    for model in args.models:
+        for line in lines(model, ours, args.bits, protocol):
+            print(row(line), flush=True)
+        for line in peer_lines(model, args.bits, peers, protocol):
+            print(row(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
