@@ -46,9 +46,10 @@ docs: $(STAMP)
 	$(BIN)/python tools/list_methods.py
 
 peers:
-	sh tools/setup_peers.sh llmcompressor
+	sh tools/setup_peers.sh
 
-bench: $(STAMP) peers
+bench: $(STAMP)
+	sh tools/setup_peers.sh llmcompressor
 	$(BIN)/python bench/gptq_quality.py
 	$(BIN)/python bench/gptq_speed.py
 	$(BIN)/python bench/memory.py

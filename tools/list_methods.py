@@ -12,6 +12,7 @@ from typing import Any
 
 from pennyweight.quantize import QUANTIZERS
 from pennyweight.saliency import SALIENCIES
+from pennyweight.train import TRAINERS
 from pennyweight.transform import TRANSFORMS
 
 PAGE = Path("docs/methods.md")
@@ -29,6 +30,12 @@ CHAPTERS: dict[str, tuple[str, Mapping[str, Any]]] = {
         "after; the pipeline proves it on the block, and leaves out a scale that does not lower "
         "the error of the linears that read it.",
         TRANSFORMS,
+    ),
+    "Trainers": (
+        "`[[train]]` with `name`, `options` and `match`. Learned over a whole block after its "
+        "rules were carried out, and kept only where that lowers the error of the block's output "
+        "on every eighth calibration sample, which is not learned from.",
+        TRAINERS,
     ),
     "Saliencies": ('`saliency = "fisher"` among the options of `gwq`.', SALIENCIES),
 }
@@ -50,7 +57,8 @@ def entry(name: str, cls: type) -> str:
     table = [f"| `{key}` | `{value}` | {about} |" for key, value, about in options(cls)]
     if table:
         lines += ["| option | default | |", "| --- | --- | --- |", *table, ""]
-    needs = ", ".join(sorted(cls().needs)) or "no data"  # some depend on options
+    reads = getattr(cls(), "needs", {"the block's samples"})  # some depend on options
+    needs = ", ".join(sorted(reads)) or "no data"
     lines += [f"Reads: {needs}. Source: {cls.source}.", ""]  # type: ignore[attr-defined]
     return "\n".join(lines)
 

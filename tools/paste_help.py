@@ -4,22 +4,37 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-VERBS = ("quantize", "check", "eval", "export", "prove", "list", "demo")
+import typer
+
+from pennyweight.cli.main import app
+
 PAGE = Path("docs/cli.md")
 PLAIN = os.environ | {"TERM": "dumb", "COLUMNS": "100", "NO_COLOR": "1"}
 
 
+def verbs() -> Iterator[str]:
+    """In the order in which `--help` lists them; the verbs of `study` by both words."""
+    top = typer.main.get_command(app)
+    assert isinstance(top, typer.core.TyperGroup)
+    for name, command in top.commands.items():
+        if isinstance(command, typer.core.TyperGroup):
+            yield from (f"{name} {inner}" for inner in command.commands)
+        else:
+            yield name
+
+
 def help_text(verb: str) -> str:
-    command = [sys.executable, "-m", "pennyweight", verb, "--help"]
+    command = [sys.executable, "-m", "pennyweight", *verb.split(), "--help"]
     out = subprocess.run(command, env=PLAIN, capture_output=True, text=True, check=True).stdout
     return "\n".join(line.rstrip() for line in out.strip().splitlines())
 
 
 def page() -> str:
     parts = ["# Commands\n\nMade by `make docs` from what `--help` prints.\n"]
-    parts += [f"## pennyweight {verb}\n\n```text\n{help_text(verb)}\n```\n" for verb in VERBS]
+    parts += [f"## pennyweight {verb}\n\n```text\n{help_text(verb)}\n```\n" for verb in verbs()]
     return "\n".join(parts)
 
 

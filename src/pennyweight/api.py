@@ -18,6 +18,8 @@ from pennyweight.model.load import load_model
 from pennyweight.pipeline.check import CheckReport, check
 from pennyweight.pipeline.evaluate import evaluate
 from pennyweight.pipeline.finish import export
+from pennyweight.pipeline.inject import Injection, inject_outliers
+from pennyweight.pipeline.profile import Profile, Sampling, profile
 from pennyweight.pipeline.prove import prove
 from pennyweight.pipeline.quantize import Result, quantize
 from pennyweight.pipeline.recipe import Calibrate, Recipe, Rewrite, Rule, load_recipe
@@ -27,18 +29,23 @@ __all__ = [
     "Calibrate",
     "CheckReport",
     "Evaluation",
+    "Injection",
     "PennyweightError",
+    "Profile",
     "Progress",
     "Recipe",
     "Result",
     "Rewrite",
     "Rule",
+    "Sampling",
     "Settings",
     "check",
     "evaluate",
     "export",
+    "inject_outliers",
     "load_model",
     "load_recipe",
+    "profile",
     "prove",
     "quantize",
 ]
