@@ -11,7 +11,7 @@ from hypothesis import settings
 from transformers import AutoConfig, AutoModelForCausalLM
 
 # No deadline: the first example pays for imports, and cores are shared with other workers.
-settings.register_profile("pennyweight", deadline=None, max_examples=15)
+settings.register_profile("pennyweight", deadline=None, max_examples=10)
 settings.load_profile("pennyweight")
 torch.set_num_threads(1)  # pytest -n already uses every core; threads that wait for them spin
 

@@ -55,7 +55,7 @@ FILES = BLOCKS + 8
 @pytest.mark.parametrize(
     ("moment", "count"),
     [
-        pytest.param("after", count, marks=() if count % 2 else pytest.mark.slow)
+        pytest.param("after", count, marks=() if count % 3 == 1 else pytest.mark.slow)
         for count in range(1, FILES)
     ]
     + [("before", count) for count in (1, 2, BLOCKS + 2, FILES - 1)],
@@ -76,7 +76,9 @@ def test_the_moments_above_reach_the_end(recipe, tmp_path):
     assert not run_killed(recipe, tmp_path / "out", "before", FILES + 1)
 
 
-@pytest.mark.parametrize("count", [1, 3, 30, 60, 100, 140])
+@pytest.mark.parametrize(
+    "count", [1, 60, *(pytest.param(count, marks=pytest.mark.slow) for count in (3, 30, 100, 140))]
+)
 def test_killed_within_a_file(count, recipe, undisturbed, tmp_path):
     assert run_killed(recipe, tmp_path / "out", "within", count)
     assert_finishes(recipe, tmp_path / "out", undisturbed)
@@ -122,7 +124,10 @@ def test_the_saved_plan_gives_the_same_bytes(recipe, undisturbed, tmp_path):
     assert contents(quantize(plan, tmp_path / "out").path) == undisturbed
 
 
-@pytest.mark.parametrize("quantizer", ["rtn", "mse_clip", "hqq"])
+@pytest.mark.parametrize(
+    "quantizer",
+    ["hqq", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rtn", "mse_clip"))],
+)
 def test_a_run_without_calibration_is_killed_and_goes_on(quantizer, recipe, tmp_path):
     model, data = Path(recipe.model), Path(recipe.calibrate.data[0])
     plain = make_recipe(model, data, {"scheme": "W3A16_g32_asym", "quantizer": quantizer})

@@ -112,6 +112,7 @@ def test_tensors_of_other_options_have_a_cutoff_of_their_own(tmp_path):
     assert sum(others) == round(SHARE * 2 * (2 * 64 * 64 + 2 * 32 * 64 + 2 * 64 * 96))
 
 
+@pytest.mark.slow  # test_gradient_methods.py has the same without cutoffs
 def test_threads_and_interruptions_change_no_byte(tmp_path, monkeypatch):
     source, data = save(build("mixtral"), tmp_path / "source"), save_tokens(tmp_path)
     recipe = make_recipe(source, data, gwq("model", residual="gptq"))
