@@ -22,9 +22,9 @@ from pennyweight.model.text import documents
 from pennyweight.pipeline.quantize import quantize
 from pennyweight.pipeline.recipe import Calibrate
 from pennyweight.study.bank import Ingredients
-from pennyweight.study.budget import parse_budget
-from pennyweight.study.planner import plan
-from pennyweight.study.wish import Wish
+from pennyweight.study.planning.budget import parse_budget
+from pennyweight.study.planning.planner import plan
+from pennyweight.study.planning.wish import Wish
 
 BUDGETS = ("kl<=0.01", "kl<=0.02", "kl<=0.05", "ppl<=1%", "ppl<=3%")
 

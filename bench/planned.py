@@ -16,9 +16,9 @@ from pennyweight.core import Progress
 from pennyweight.evaluate import Interval, Settings
 from pennyweight.pipeline.recipe import Calibrate
 from pennyweight.study.bank import Ingredients
-from pennyweight.study.budget import Budget
-from pennyweight.study.planner import Planned, Planner, plan
-from pennyweight.study.wish import Wish
+from pennyweight.study.planning.budget import Budget
+from pennyweight.study.planning.planner import Planned, Planner, plan
+from pennyweight.study.planning.wish import Wish
 
 SCHEMES = "W2A16_g32,W3A16_g128,W3A16_g64,W3A16_g32,W4A16_g128,W4A16_g32,W8A16_g128"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from pennyweight.evaluate import Settings
 from pennyweight.pipeline.recipe import Calibrate
 from pennyweight.study.bank import Bank, Ingredients
-from pennyweight.study.sensing import Request, Sensing
+from pennyweight.study.sensitivity.sensing import Request, Sensing
 
 SCHEMES = ("W3A16_g32", "W4A16_g32", "W8A16_g32")
 

@@ -1,6 +1,6 @@
 """A table of sensitivities by hand, for the tests of plans."""
 
-from pennyweight.study.sensitivity import Loss, Sensitivity, UnitLoss
+from pennyweight.study.sensitivity.table import Loss, Sensitivity, UnitLoss
 
 BITS = {"W4A16_g32": 4.5, "W8A16_g32": 8.5, "W16A16": 16}
 LOSSES = {"W4A16_g32": 0.01, "W8A16_g32": 0.0001, "W16A16": 0.0}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pennyweight.core import RecipeError, UnsupportedError
-from pennyweight.study.budget import Budget, parse_budget
+from pennyweight.study.planning.budget import Budget, parse_budget
 
 
 @pytest.mark.parametrize(

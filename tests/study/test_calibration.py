@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 from pennyweight.cli.main import app
 from pennyweight.core import CheckpointError, DataError, PennyweightError, RecipeError
 from pennyweight.records import Store
-from pennyweight.study import calibration_run
-from pennyweight.study.calibration import cells, key_of, load_study, parse_study
-from pennyweight.study.calibration_run import METRICS, collect, run_study
+from pennyweight.study.calibration import run as calibration_run
+from pennyweight.study.calibration.design import cells, key_of, load_study, parse_study
+from pennyweight.study.calibration.run import METRICS, collect, run_study
 
 
 @pytest.fixture

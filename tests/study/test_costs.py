@@ -5,8 +5,14 @@ import json
 import pytest
 
 from pennyweight.core import RecipeError
-from pennyweight.study.candidate import figures, summed_loss
-from pennyweight.study.costs import code_bits, is_low, measured_costs, ratio_costs, size_costs
+from pennyweight.study.planning.candidate import figures, summed_loss
+from pennyweight.study.planning.costs import (
+    code_bits,
+    is_low,
+    measured_costs,
+    ratio_costs,
+    size_costs,
+)
 from tests.study.tables import table, unit
 
 SHAPES = {"q.weight": (64, 64), "k.weight": (32, 64), "down.weight": (64, 96)}

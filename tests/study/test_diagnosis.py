@@ -17,10 +17,10 @@ from pennyweight.model.workers import start_workers
 from pennyweight.pipeline.quantize import quantize
 from pennyweight.pipeline.recipe import Calibrate, Recipe, Rule
 from pennyweight.records import Store
-from pennyweight.study.diagnosis import Request, diagnose
-from pennyweight.study.diagnosis_errors import measure_errors
-from pennyweight.study.diagnosis_loss import Losses
-from pennyweight.study.diagnosis_pair import Pair
+from pennyweight.study.diagnosis.diagnose import Request, diagnose
+from pennyweight.study.diagnosis.errors import measure_errors
+from pennyweight.study.diagnosis.loss import Losses
+from pennyweight.study.diagnosis.pair import Pair
 from pennyweight.study.texts import read_texts
 from tests.bad_input.helpers import change_tensors, copy
 from tests.tiny_llama import save_tiny_llama

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pennyweight.evaluate import Interval
-from pennyweight.study.diagnosis_cure import by_gain, smallest_cure
+from pennyweight.study.diagnosis.cure import by_gain, smallest_cure
 
 NAMES = tuple("abcdefghijklmnop")
 

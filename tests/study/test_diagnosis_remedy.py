@@ -7,9 +7,9 @@ import torch
 
 from pennyweight.evaluate import Interval
 from pennyweight.pipeline.recipe import parse_recipe
-from pennyweight.study.diagnosis_errors import rounds_alone
-from pennyweight.study.diagnosis_pair import Numbers
-from pennyweight.study.diagnosis_remedy import Findings, remedies
+from pennyweight.study.diagnosis.errors import rounds_alone
+from pennyweight.study.diagnosis.pair import Numbers
+from pennyweight.study.diagnosis.remedy import Findings, remedies
 
 W2, W4 = (Numbers(name=f"W{n}A16_g128", bits=n, group_size=128) for n in (2, 4))
 W8A8 = Numbers(name="W8A8_static", bits=8, activation=True, static=True)

@@ -7,12 +7,12 @@ from pennyweight.core import RecipeError, UnsupportedError
 from pennyweight.evaluate import evaluate_tokens
 from pennyweight.model.calibration.base import seeded
 from pennyweight.model.load import load_model
-from pennyweight.study.estimators import ESTIMATORS
-from pennyweight.study.estimators.base import Bench, Estimator
-from pennyweight.study.estimators.direct import Direct
-from pennyweight.study.estimators.fisher import Fisher
-from pennyweight.study.estimators.linearity import Linearity
-from pennyweight.study.estimators.output_error import OutputError
+from pennyweight.study.sensitivity.estimators import ESTIMATORS
+from pennyweight.study.sensitivity.estimators.base import Bench, Estimator
+from pennyweight.study.sensitivity.estimators.direct import Direct
+from pennyweight.study.sensitivity.estimators.fisher import Fisher
+from pennyweight.study.sensitivity.estimators.linearity import Linearity
+from pennyweight.study.sensitivity.estimators.output_error import OutputError
 from tests.reference.gradients import weight_gradients
 from tests.study.benches import sensing
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pennyweight.core import DataError
-from pennyweight.study.laws import (
+from pennyweight.study.scaling.laws import (
     JointLaw,
     Points,
     fit_block_law,

@@ -3,7 +3,7 @@
 import pytest
 
 from pennyweight.core import RecipeError, UnknownNameError
-from pennyweight.study.pins import Pin, parse_pin, pinned
+from pennyweight.study.planning.pins import Pin, parse_pin, pinned
 from tests.study.tables import table, unit
 
 TABLE = table(

@@ -15,10 +15,10 @@ from pennyweight.pipeline.evaluate import evaluate
 from pennyweight.pipeline.quantize import quantize
 from pennyweight.pipeline.recipe import load_recipe
 from pennyweight.records import Store
-from pennyweight.study.budget import parse_budget
-from pennyweight.study.pins import parse_pin
-from pennyweight.study.planner import plan
-from pennyweight.study.wish import Wish
+from pennyweight.study.planning.budget import parse_budget
+from pennyweight.study.planning.pins import parse_pin
+from pennyweight.study.planning.planner import plan
+from pennyweight.study.planning.wish import Wish
 from tests.conftest import save_tiny_model
 from tests.study.benches import ingredients
 
@@ -112,7 +112,7 @@ def test_candidates_are_records_and_are_not_built_again(planned, wish, monkeypat
     records = store.find(study="plan", metric="kl_nats")
     built = [c for c in planned.outcome.candidates if set(c.schemes.values()) != {"W16A16"}]
     assert len(records) == len(built) and all(r.plan and r.lower < r.upper for r in records)
-    monkeypatch.setattr("pennyweight.study.build.quantize", None)  # calling it would fail
+    monkeypatch.setattr("pennyweight.study.planning.build.quantize", None)  # calling it would fail
     again = plan(
         known(wish, planned), planned.path.with_name("again.toml"),
         work=planned.path.parent / "work", threads=2,

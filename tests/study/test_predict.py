@@ -11,11 +11,11 @@ from pennyweight.cli.main import app
 from pennyweight.core import DataError, RecipeError
 from pennyweight.core.record import Record, record_key
 from pennyweight.records import Store
-from pennyweight.study import scaling_cells
-from pennyweight.study.predict import Question, parse_size, predict
-from pennyweight.study.scaling import loss_budget
-from pennyweight.study.scaling_cells import bands, cells_of
-from pennyweight.study.scaling_fit import findings
+from pennyweight.study.scaling import cells as scaling_cells
+from pennyweight.study.scaling.cells import bands, cells_of
+from pennyweight.study.scaling.design import loss_budget
+from pennyweight.study.scaling.fit import findings
+from pennyweight.study.scaling.predict import Question, parse_size, predict
 
 SIZES = {"small": 1_000_000_000, "middle": 4_000_000_000, "large": 16_000_000_000}
 RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)

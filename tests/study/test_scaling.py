@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 from pennyweight.cli.main import app
 from pennyweight.core import DataError, FormatError, PennyweightError, UnsupportedError
 from pennyweight.records import Store
-from pennyweight.study import scaling_cells
 from pennyweight.study.engine import Local, make_engine
-from pennyweight.study.scaling import draw, load_study, parse_study, parts
-from pennyweight.study.scaling_cells import cells_of
-from pennyweight.study.scaling_run import METRICS, collect, run_scaling
+from pennyweight.study.scaling import cells as scaling_cells
+from pennyweight.study.scaling.cells import cells_of
+from pennyweight.study.scaling.design import draw, load_study, parse_study, parts
+from pennyweight.study.scaling.run import METRICS, collect, run_scaling
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,8 +10,8 @@ from pennyweight.allocate import ALLOCATORS
 from pennyweight.allocate.base import Option, Problem, Unit
 from pennyweight.core import DataError
 from pennyweight.evaluate import Interval
-from pennyweight.study.candidate import Candidate, Figures, Measured
-from pennyweight.study.search import Search, cheapest
+from pennyweight.study.planning.candidate import Candidate, Figures, Measured
+from pennyweight.study.planning.search import Search, cheapest
 
 NO_FIGURES = Figures(
     size_bytes=0.0, bits_per_weight=0.0, quantization_ratio=0.0, quantization_ratio_with_scales=0.0

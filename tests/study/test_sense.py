@@ -16,11 +16,11 @@ from pennyweight.evaluate import Settings
 from pennyweight.model.checkpoint import Checkpoint
 from pennyweight.records import Store
 from pennyweight.study.bank import Ingredients
-from pennyweight.study.estimators import ESTIMATORS, direct
-from pennyweight.study.estimators.base import Estimate
-from pennyweight.study.sense import Places, ratio, sense, spearman
-from pennyweight.study.sensing import Request
-from pennyweight.study.sensitivity import Sensitivity
+from pennyweight.study.sensitivity.estimators import ESTIMATORS, direct
+from pennyweight.study.sensitivity.estimators.base import Estimate
+from pennyweight.study.sensitivity.sense import Places, ratio, sense, spearman
+from pennyweight.study.sensitivity.sensing import Request
+from pennyweight.study.sensitivity.table import Sensitivity
 from tests.study.benches import request
 
 SCHEMES = ("W3A16_g32", "W8A8")

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from pennyweight.cli.sense import sense_command
 from pennyweight.core import RecipeError
-from pennyweight.study.sensitivity import Sensitivity
+from pennyweight.study.sensitivity.table import Sensitivity
 
 app = typer.Typer()
 app.command()(sense_command)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pennyweight.core import CheckpointError, NumericalError
-from pennyweight.study.sensitivity import Loss, Sensitivity, UnitLoss
+from pennyweight.study.sensitivity.table import Loss, Sensitivity, UnitLoss
 
 
 def unit(name="a", tensors=("a.weight",), **losses) -> UnitLoss:

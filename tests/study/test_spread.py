@@ -9,8 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pennyweight.study.calibration import Cell
-from pennyweight.study.spread import differences, least_p, sign_flip_p, spreads, summarize
+from pennyweight.study.calibration.design import Cell
+from pennyweight.study.calibration.spread import (
+    differences,
+    least_p,
+    sign_flip_p,
+    spreads,
+    summarize,
+)
 
 
 def table(sets=("a", "b"), samples=(8,), seeds=range(6), value=lambda cell: 0.0):

@@ -13,8 +13,8 @@ from pennyweight.cli.sense import Granularity
 
 if TYPE_CHECKING:
     from pennyweight.evaluate import Interval
-    from pennyweight.study.diagnosis_errors import Error
-    from pennyweight.study.diagnosis_examination import Diagnosis, PartLoss
+    from pennyweight.study.diagnosis.errors import Error
+    from pennyweight.study.diagnosis.examination import Diagnosis, PartLoss
 
 WIDTH = 120  # where there is no terminal to ask
 LEGEND = (
@@ -80,7 +80,7 @@ def diagnose_command(
     from pennyweight.cli.progress import Bar
     from pennyweight.core import Progress
     from pennyweight.evaluate import Settings
-    from pennyweight.study.diagnosis import TEXT, Request, diagnose
+    from pennyweight.study.diagnosis.diagnose import TEXT, Request, diagnose
 
     request = Request(
         reference=reference, quantized=quantized, target=target,

@@ -91,7 +91,7 @@ def _allocators() -> list[Row]:
 
 
 def _estimators() -> list[Row]:
-    from pennyweight.study.estimators import ESTIMATORS
+    from pennyweight.study.sensitivity.estimators import ESTIMATORS
 
     rows = _described(ESTIMATORS)
     return [(name, f"{line} {ESTIMATORS[name].cost}", source) for name, line, source in rows]

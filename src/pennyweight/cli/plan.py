@@ -19,7 +19,7 @@ from pennyweight.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pennyweight.study.planner import Planned
+    from pennyweight.study.planning.planner import Planned
 
 BudgetText = Annotated[
     str,
@@ -102,7 +102,7 @@ def plan_command(
     from pennyweight.cli.progress import Bar
     from pennyweight.core import Progress
     from pennyweight.evaluate import plain
-    from pennyweight.study.planner import plan
+    from pennyweight.study.planning.planner import plan
 
     wish = wish_from(
         model,
@@ -150,9 +150,9 @@ def wish_from(
     from pennyweight.evaluate import Settings
     from pennyweight.pipeline.recipe import Calibrate, check_calibration
     from pennyweight.study.bank import Ingredients
-    from pennyweight.study.budget import parse_budget
-    from pennyweight.study.pins import parse_pin
-    from pennyweight.study.wish import Wish, text_settings
+    from pennyweight.study.planning.budget import parse_budget
+    from pennyweight.study.planning.pins import parse_pin
+    from pennyweight.study.planning.wish import Wish, text_settings
 
     chosen = Calibrate(**given(calibrate))
     check_calibration(chosen, ingredients.get("seed") or 0, "options")

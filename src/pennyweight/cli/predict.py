@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from pennyweight.study.predict import Prediction
+    from pennyweight.study.scaling.predict import Prediction
 
 RECORDS = "records.sqlite"
 
@@ -43,9 +43,9 @@ def predict_command(
     from dataclasses import asdict
 
     from pennyweight.core import RecipeError
-    from pennyweight.study.predict import Question, parse_size, predict
-    from pennyweight.study.scaling import loss_budget
-    from pennyweight.study.scaling_cells import cells_of
+    from pennyweight.study.scaling.cells import cells_of
+    from pennyweight.study.scaling.design import loss_budget
+    from pennyweight.study.scaling.predict import Question, parse_size, predict
 
     if statistic not in ("best", "mean"):
         raise RecipeError(f"--statistic {statistic}: expected best or mean")
@@ -66,7 +66,7 @@ def _records(family: Path, records: Path, study: str | None):
     """The records of the study, and where they are."""
     from pennyweight.core import RecipeError
     from pennyweight.records import Store
-    from pennyweight.study.scaling import load_study
+    from pennyweight.study.scaling.design import load_study
 
     if family.suffix == ".toml":
         study, family = load_study(family).name, records

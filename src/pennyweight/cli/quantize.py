@@ -132,7 +132,7 @@ def _planned(
     from pennyweight.cli.plan import show_plan, wish_from
     from pennyweight.cli.progress import Bar
     from pennyweight.core import Progress
-    from pennyweight.study.planner import plan
+    from pennyweight.study.planning.planner import plan
 
     wish = wish_from(model, budget, ingredients=ingredients, calibrate=calibrate)
     folder, console = output.with_name(f"{output.name}.plan"), Console(stderr=True, highlight=False)

@@ -14,8 +14,8 @@ from pennyweight.cli.options import Overrides
 if TYPE_CHECKING:
     from pennyweight.records import Store
     from pennyweight.study.engine import Engine
-    from pennyweight.study.scaling import ScalingStudy
-    from pennyweight.study.scaling_fit import Findings, Search
+    from pennyweight.study.scaling.design import ScalingStudy
+    from pennyweight.study.scaling.fit import Findings, Search
 
 RECORDS = "records.sqlite"
 
@@ -51,9 +51,9 @@ def scaling_command(
 
     from pennyweight.records import Store
     from pennyweight.study.engine import make_engine
-    from pennyweight.study.scaling import load_study, loss_budget
-    from pennyweight.study.scaling_fit import findings
-    from pennyweight.study.scaling_run import collect
+    from pennyweight.study.scaling.design import load_study, loss_budget
+    from pennyweight.study.scaling.fit import findings
+    from pennyweight.study.scaling.run import collect
 
     study, store = load_study(file, overrides or []), Store.open(records)
     options = {"address": address, "workers": workers}
@@ -80,7 +80,7 @@ def _run(
 ) -> None:  # fmt: skip
     from pennyweight.cli.progress import Bar
     from pennyweight.core import Progress
-    from pennyweight.study.scaling_run import run_scaling
+    from pennyweight.study.scaling.run import run_scaling
 
     if quiet:
         run_scaling(study, store, folder, engine=engine, threads=threads, progress=Progress())

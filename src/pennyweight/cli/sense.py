@@ -20,8 +20,8 @@ from pennyweight.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pennyweight.study.sense import Comparison
-    from pennyweight.study.sensitivity import Sensitivity
+    from pennyweight.study.sensitivity.sense import Comparison
+    from pennyweight.study.sensitivity.table import Sensitivity
 
 
 class Granularity(StrEnum):
@@ -96,8 +96,8 @@ def sense_command(
     from pennyweight.evaluate import Settings
     from pennyweight.pipeline.recipe import Calibrate
     from pennyweight.study.bank import Ingredients
-    from pennyweight.study.sense import Places, sense
-    from pennyweight.study.sensing import TEXT, Request
+    from pennyweight.study.sensitivity.sense import Places, sense
+    from pennyweight.study.sensitivity.sensing import TEXT, Request
 
     options = _options(overrides or [])
     texts = tuple(calibrate) if calibrate else None

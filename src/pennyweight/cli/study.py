@@ -13,7 +13,7 @@ from pennyweight.cli.options import Overrides
 from pennyweight.cli.scaling import scaling_command
 
 if TYPE_CHECKING:
-    from pennyweight.study.calibration import Cell
+    from pennyweight.study.calibration.design import Cell
 
 study_app = typer.Typer(
     no_args_is_help=True, help="Series of measurements, kept as records; they continue."
@@ -43,8 +43,8 @@ def calibration_command(
     from pennyweight.cli.progress import Bar
     from pennyweight.core import Progress, RecipeError
     from pennyweight.records import Store
-    from pennyweight.study.calibration import load_study
-    from pennyweight.study.calibration_run import METRICS, collect, run_study
+    from pennyweight.study.calibration.design import load_study
+    from pennyweight.study.calibration.run import METRICS, collect, run_study
 
     if metric not in METRICS:
         raise RecipeError(f"--metric {metric}: expected one of {', '.join(METRICS)}")
@@ -60,7 +60,7 @@ def calibration_command(
 def _show(values: "dict[Cell, float]", metric: str, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from pennyweight.study.spread import differences, spreads, summarize
+    from pennyweight.study.calibration.spread import differences, spreads, summarize
 
     rows, axes, pairs = summarize(values), spreads(values), differences(values)
     if as_json:

@@ -15,10 +15,10 @@ from pennyweight.model.text import TokenDocument, documents
 from pennyweight.model.tokens import check_same_tokenizer
 from pennyweight.model.workers import start_workers
 from pennyweight.records import Store
-from pennyweight.study.budget import Budget, parse_budget
-from pennyweight.study.diagnosis_examination import Diagnosis, Examination
-from pennyweight.study.diagnosis_loss import Losses
-from pennyweight.study.diagnosis_pair import AUTO, Pair
+from pennyweight.study.diagnosis.examination import Diagnosis, Examination
+from pennyweight.study.diagnosis.loss import Losses
+from pennyweight.study.diagnosis.pair import AUTO, Pair
+from pennyweight.study.planning.budget import Budget, parse_budget
 from pennyweight.study.texts import Texts, read_texts
 from pennyweight.study.units import GRANULARITIES
 

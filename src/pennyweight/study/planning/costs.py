@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pennyweight.core import RecipeError
 from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
-from pennyweight.study.sensitivity import UnitLoss
+from pennyweight.study.sensitivity.table import UnitLoss
 
 LOW_BITS = 4  # a scheme of so many bits or fewer is low precision
 

@@ -21,7 +21,7 @@ from pennyweight.core import RecipeError, Stats
 from pennyweight.pipeline.gradients import Gradients
 from pennyweight.pipeline.job import with_text
 from pennyweight.pipeline.plan import Plan, Task
-from pennyweight.study.estimators.base import (
+from pennyweight.study.sensitivity.estimators.base import (
     Bench,
     Estimate,
     Wanted,

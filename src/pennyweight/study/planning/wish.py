@@ -13,13 +13,13 @@ from pennyweight.formats.schemes import UNTOUCHED
 from pennyweight.pipeline.servable import unservable_scheme
 from pennyweight.pipeline.survey import Survey
 from pennyweight.study.bank import Ingredients
-from pennyweight.study.budget import Budget
-from pennyweight.study.costs import Costs, measured_costs, ratio_costs, size_costs
-from pennyweight.study.offer import offered
-from pennyweight.study.pins import Pin
-from pennyweight.study.sense import Places, sense
-from pennyweight.study.sensing import TEXT, Request
-from pennyweight.study.sensitivity import Sensitivity
+from pennyweight.study.planning.budget import Budget
+from pennyweight.study.planning.costs import Costs, measured_costs, ratio_costs, size_costs
+from pennyweight.study.planning.offer import offered
+from pennyweight.study.planning.pins import Pin
+from pennyweight.study.sensitivity.sense import Places, sense
+from pennyweight.study.sensitivity.sensing import TEXT, Request
+from pennyweight.study.sensitivity.table import Sensitivity
 
 FRESH = ("stdlib-heldout",)
 

@@ -29,7 +29,7 @@ from pennyweight.model.linear import QuantizedLinear, round_activation
 from pennyweight.model.tokens import Tokens
 from pennyweight.model.workers import Workers
 from pennyweight.pipeline.survey import Site
-from pennyweight.study.diagnosis_pair import Pair
+from pennyweight.study.diagnosis.pair import Pair
 from pennyweight.study.units import EXPERT
 
 ROWS, RUN = 256, 16  # of a weight, where `rounds_alone` looks

@@ -14,12 +14,12 @@ from pennyweight.evaluate import Interval
 from pennyweight.evaluate.evaluation import plain
 from pennyweight.model.linear import QuantizedLinear
 from pennyweight.model.workers import Workers
-from pennyweight.study.budget import Budget
-from pennyweight.study.diagnosis_cure import Cure, by_gain, smallest_cure
-from pennyweight.study.diagnosis_errors import COLUMNS, Error, measure_errors, rounds_alone
-from pennyweight.study.diagnosis_loss import Loss, Losses
-from pennyweight.study.diagnosis_pair import Pair, Part
-from pennyweight.study.diagnosis_remedy import Findings, Remedy, remedies
+from pennyweight.study.diagnosis.cure import Cure, by_gain, smallest_cure
+from pennyweight.study.diagnosis.errors import COLUMNS, Error, measure_errors, rounds_alone
+from pennyweight.study.diagnosis.loss import Loss, Losses
+from pennyweight.study.diagnosis.pair import Pair, Part
+from pennyweight.study.diagnosis.remedy import Findings, Remedy, remedies
+from pennyweight.study.planning.budget import Budget
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from typing import Any
 from pennyweight.allocate.base import Assignment
 from pennyweight.evaluate import Interval
 from pennyweight.formats.schemes import UNTOUCHED
-from pennyweight.study.costs import LOW_BITS, code_bits, is_low
-from pennyweight.study.sensitivity import Sensitivity
+from pennyweight.study.planning.costs import LOW_BITS, code_bits, is_low
+from pennyweight.study.sensitivity.table import Sensitivity
 
 
 @dataclass(frozen=True, kw_only=True)

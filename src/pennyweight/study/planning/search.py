@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from pennyweight.allocate.base import Allocator, Assignment, Problem, Unit
 from pennyweight.core import BudgetError, DataError
-from pennyweight.study.candidate import Candidate
+from pennyweight.study.planning.candidate import Candidate
 
 AIM = 0.97  # of the budget: the upper end of the next interval should be just inside
 STEP = 4.0  # how far to go where nothing was lost at all, or nothing is known below

@@ -17,7 +17,7 @@ from pennyweight.model.resolve import resolve_model
 from pennyweight.model.workers import start_workers
 from pennyweight.records import Clock, provenance
 from pennyweight.study.bank import Bank
-from pennyweight.study.scaling import ScalingStudy, parts
+from pennyweight.study.scaling.design import ScalingStudy, parts
 from pennyweight.study.texts import read_texts
 from pennyweight.study.trial import Swaps, Trials
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pennyweight.study.estimators.base import Bench, Estimate, Wanted, estimator
+from pennyweight.study.sensitivity.estimators.base import Bench, Estimate, Wanted, estimator
 
 
 @estimator("direct")

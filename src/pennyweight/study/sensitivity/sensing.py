@@ -20,10 +20,10 @@ from pennyweight.model.writer import disk_errors
 from pennyweight.pipeline.recipe import make_from
 from pennyweight.records import Store, provenance
 from pennyweight.study.bank import Bank, Ingredients
-from pennyweight.study.estimators import ESTIMATORS
-from pennyweight.study.estimators.base import Bench, Estimate
-from pennyweight.study.estimators.direct import Direct
-from pennyweight.study.sensitivity import Loss, Sensitivity, UnitLoss, check_finite
+from pennyweight.study.sensitivity.estimators import ESTIMATORS
+from pennyweight.study.sensitivity.estimators.base import Bench, Estimate
+from pennyweight.study.sensitivity.estimators.direct import Direct
+from pennyweight.study.sensitivity.table import Loss, Sensitivity, UnitLoss, check_finite
 from pennyweight.study.texts import read_texts
 from pennyweight.study.trial import Swaps, Trials
 from pennyweight.study.units import Unit, units

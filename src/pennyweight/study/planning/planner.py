@@ -22,16 +22,14 @@ from pennyweight.model.writer import disk_errors, write_text
 from pennyweight.pipeline.recipe import Recipe, make_from
 from pennyweight.pipeline.survey import survey
 from pennyweight.records import Store
-from pennyweight.study.budget import Budget
-from pennyweight.study.build import Builder
-from pennyweight.study.candidate import Candidate, figures, summed_loss
-from pennyweight.study.costs import Costs
-from pennyweight.study.pins import pinned
-from pennyweight.study.plan_file import plan_text
-from pennyweight.study.search import Outcome, Search, cheapest
-from pennyweight.study.sensitivity import Sensitivity
-from pennyweight.study.texts import read_texts
-from pennyweight.study.wish import (
+from pennyweight.study.planning.budget import Budget
+from pennyweight.study.planning.build import Builder
+from pennyweight.study.planning.candidate import Candidate, figures, summed_loss
+from pennyweight.study.planning.costs import Costs
+from pennyweight.study.planning.pins import pinned
+from pennyweight.study.planning.plan_file import plan_text
+from pennyweight.study.planning.search import Outcome, Search, cheapest
+from pennyweight.study.planning.wish import (
     Wish,
     costs_of,
     known_table,
@@ -40,6 +38,8 @@ from pennyweight.study.wish import (
     schemes_of,
     sensed,
 )
+from pennyweight.study.sensitivity.table import Sensitivity
+from pennyweight.study.texts import read_texts
 
 POINTS = 12  # of the predicted frontier
 BLAMED = 3  # units that an error names

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pennyweight.core import DataError, RecipeError
-from pennyweight.study.budget import Budget
-from pennyweight.study.laws import SizeLaw
-from pennyweight.study.scaling_cells import CONFIDENCE, Cell
-from pennyweight.study.scaling_fit import reaches, size_law
+from pennyweight.study.planning.budget import Budget
+from pennyweight.study.scaling.cells import CONFIDENCE, Cell
+from pennyweight.study.scaling.fit import reaches, size_law
+from pennyweight.study.scaling.laws import SizeLaw
 
 SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?(?:e\d+)?)(?P<unit>[kmbt]?)", re.IGNORECASE)
 UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pennyweight.evaluate import Interval
-from pennyweight.study.diagnosis_pair import Numbers
+from pennyweight.study.diagnosis.pair import Numbers
 
 MOST = 0.5  # of the KL: a part with more of it than this is the cause
 FEW = 0.25  # of the weights: so many may well get more bits

@@ -35,9 +35,9 @@ from pennyweight.pipeline.quantize import quantize
 from pennyweight.pipeline.recipe import Recipe, Rule
 from pennyweight.records import Clock, Store, provenance
 from pennyweight.study.bank import Ingredients
-from pennyweight.study.budget import Budget
-from pennyweight.study.candidate import Measured
-from pennyweight.study.sensitivity import Sensitivity, UnitLoss
+from pennyweight.study.planning.budget import Budget
+from pennyweight.study.planning.candidate import Measured
+from pennyweight.study.sensitivity.table import Sensitivity, UnitLoss
 from pennyweight.study.texts import Texts
 from pennyweight.study.trial import Reference, joined, logits_of
 

@@ -14,8 +14,9 @@ from scipy.stats import kendalltau
 from scipy.stats import t as student
 
 from pennyweight.core import DataError
-from pennyweight.study.budget import Budget
-from pennyweight.study.laws import (
+from pennyweight.study.planning.budget import Budget
+from pennyweight.study.scaling.cells import CONFIDENCE, Cell, bands
+from pennyweight.study.scaling.laws import (
     LARGEST_PERCENT,
     JointLaw,
     Points,
@@ -26,7 +27,6 @@ from pennyweight.study.laws import (
     fit_size_law,
     reachable,
 )
-from pennyweight.study.scaling_cells import CONFIDENCE, Cell, bands
 
 GROUPS = re.compile(r"(_g\d+|_row|_tensor|_block)(?=_|$)")  # of a scheme's name
 FINE, COARSE = "matmul", "layer"

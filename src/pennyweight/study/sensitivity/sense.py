@@ -16,9 +16,9 @@ from pennyweight.core import CheckpointError, Progress, UnsupportedError
 from pennyweight.core.record import Record
 from pennyweight.evaluate import Interval
 from pennyweight.model.writer import disk_errors
-from pennyweight.study.estimators import ESTIMATORS
-from pennyweight.study.sensing import Request, Sensing
-from pennyweight.study.sensitivity import Sensitivity
+from pennyweight.study.sensitivity.estimators import ESTIMATORS
+from pennyweight.study.sensitivity.sensing import Request, Sensing
+from pennyweight.study.sensitivity.table import Sensitivity
 
 MEASURED = "direct"  # the estimator that the others are compared with
 MARK = "sense.work"  # an empty file: a folder that has it was made here

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from scipy.stats import false_discovery_control
 
-from pennyweight.study.calibration import Cell
+from pennyweight.study.calibration.design import Cell
 
 LEVEL = 0.05
 EXACT_PAIRS, DRAWS = 16, 1 << 16  # all sign patterns up to so many pairs, else so many at random

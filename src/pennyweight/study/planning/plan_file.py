@@ -14,9 +14,9 @@ from typing import Any
 
 from pennyweight.core import RecipeError
 from pennyweight.pipeline.recipe import Recipe, Rule
-from pennyweight.study.budget import Budget
-from pennyweight.study.candidate import Candidate
-from pennyweight.study.sensitivity import Loss, Sensitivity
+from pennyweight.study.planning.budget import Budget
+from pennyweight.study.planning.candidate import Candidate
+from pennyweight.study.sensitivity.table import Loss, Sensitivity
 
 
 def plan_text(

@@ -14,7 +14,13 @@ from pennyweight.model.resolve import resolve_model
 from pennyweight.pipeline.evaluate import evaluate
 from pennyweight.pipeline.quantize import Result, quantize
 from pennyweight.records import Clock, Store, provenance
-from pennyweight.study.calibration import CalibrationStudy, Cell, cells, recipe_of, subject_of
+from pennyweight.study.calibration.design import (
+    CalibrationStudy,
+    Cell,
+    cells,
+    recipe_of,
+    subject_of,
+)
 
 METRICS = ("kl_nats", "perplexity", "perplexity_change_percent", "top1_agreement_percent")
 

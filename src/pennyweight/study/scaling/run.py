@@ -24,13 +24,13 @@ from pennyweight.model.workers import start_workers
 from pennyweight.model.writer import disk_errors
 from pennyweight.records import Store
 from pennyweight.study.bank import Bank
-from pennyweight.study.candidate import figures
-from pennyweight.study.costs import code_bits
 from pennyweight.study.engine import Engine, Local
-from pennyweight.study.scaling import Part, ScalingStudy, draw, low_bits, parts, text_of
-from pennyweight.study.scaling_cells import Cell, cells_of
-from pennyweight.study.scaling_measure import Measure, Mix, Outcome, bank_of
-from pennyweight.study.sensitivity import Loss, Sensitivity, UnitLoss, check_finite
+from pennyweight.study.planning.candidate import figures
+from pennyweight.study.planning.costs import code_bits
+from pennyweight.study.scaling.cells import Cell, cells_of
+from pennyweight.study.scaling.design import Part, ScalingStudy, draw, low_bits, parts, text_of
+from pennyweight.study.scaling.measure import Measure, Mix, Outcome, bank_of
+from pennyweight.study.sensitivity.table import Loss, Sensitivity, UnitLoss, check_finite
 from pennyweight.study.units import Unit, units
 
 METRICS = ("kl_nats", "perplexity_change_percent")

@@ -31,8 +31,8 @@ from pennyweight.pipeline.recipe import (
     unknown_keys,
 )
 from pennyweight.study.bank import Ingredients
-from pennyweight.study.budget import Budget, parse_budget
-from pennyweight.study.calibration import EvaluateOn
+from pennyweight.study.calibration.design import EvaluateOn
+from pennyweight.study.planning.budget import Budget, parse_budget
 from pennyweight.study.units import GRANULARITIES
 
 Search = Literal["random", "exact"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from pennyweight.core import RecipeError
 from pennyweight.model.calibration.base import seeded
 from pennyweight.study.bank import Bank
-from pennyweight.study.estimators.base import (
+from pennyweight.study.sensitivity.estimators.base import (
     Bench,
     Estimate,
     Wanted,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pennyweight.core import RecipeError
 from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
-from pennyweight.study.sensitivity import Sensitivity
+from pennyweight.study.sensitivity.table import Sensitivity
 
 
 @dataclass(frozen=True, kw_only=True)

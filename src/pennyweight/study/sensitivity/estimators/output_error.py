@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pennyweight.core import UnsupportedError
-from pennyweight.study.estimators.base import (
+from pennyweight.study.sensitivity.estimators.base import (
     Bench,
     Estimate,
     Wanted,

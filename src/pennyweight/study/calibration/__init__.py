@@ -1,0 +1,1 @@
+"""Whether the calibration set matters: methods x sets x sizes x seeds."""

@@ -1,0 +1,1 @@
+"""The cheapest plan inside a budget: searched, built and measured."""

@@ -1,0 +1,1 @@
+"""What each unit loses under each scheme, and ways to estimate it."""
