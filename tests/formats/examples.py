@@ -17,6 +17,7 @@ NAMES = (
     "W5A16_g32",
     "W8A16_asym",
     "W8A8",
+    "W4A8_g32_asym",
     "W4A16_tensor",
     "W8A16_fp8",
     "W8A16_e5m2_tensor",

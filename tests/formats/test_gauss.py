@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from pennyweight.core import FormatError, UnknownNameError
 from pennyweight.formats import GRIDS
-from pennyweight.formats.gauss import Plane, Rotated, hadamard
+from pennyweight.formats.gauss import Plane, Rotated, hadamard, signs
 from pennyweight.formats.rounding import round_to_nearest
 from pennyweight.formats.schemes import parse_scheme
 from pennyweight.formats.storage import bits_per_weight, pack, unpack
+from pennyweight.model.load import load_model
 from tests.formats.examples import sizes, weights
 from tests.formats.test_storage import assert_equal
 
@@ -122,3 +123,21 @@ def test_what_is_no_power_of_two_has_no_name(bad):
 def test_groups_that_do_not_divide_are_refused():
     with pytest.raises(FormatError, match="192 is not a multiple of group_size 128"):
         round_to_nearest(weights(2, 192, 0), parse_scheme("W4A16_higgs_g128").weight)
+
+
+def test_a_rotated_model_has_the_same_logits():
+    """Inputs and weights of every linear in the rotation of HIGGS: (x R)(W R)^T = x W^T."""
+    model, ids = load_model("pylm"), torch.arange(40, 104)[None]
+    with torch.inference_mode():
+        before = model(input_ids=ids, use_cache=False).logits
+        for linear in (m for m in model.model.modules() if isinstance(m, torch.nn.Linear)):
+            linear.weight.copy_(rotated(linear.weight))
+            linear.register_forward_pre_hook(lambda _, given: (rotated(given[0]),))
+        after = model(input_ids=ids, use_cache=False).logits
+    assert torch.allclose(after, before, atol=1e-4 * float(before.abs().max()))
+    assert not torch.equal(after, before)  # something was rotated
+
+
+def rotated(value, block: int = 128):
+    runs = value.reshape(*value.shape[:-1], -1, block)
+    return hadamard(runs * signs(block, 0)).flatten(-2)

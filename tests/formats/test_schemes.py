@@ -160,7 +160,7 @@ def test_a_name_of_microscaling_says_the_format(name):
         "W4A16_g0",
         "W1A16",
         "W9A16",
-        "W4A8",
+        "W4A9",
         "w4a16",
         "W4A16_asym_g32",
         "W4A16_g32 ",
@@ -200,6 +200,22 @@ def test_w8a8_says_how_the_input_is_rounded():
     assert not static.dynamic and static.format.group_rows is None  # one for the tensor
     block = parse_scheme("W8A8_fp8_block").activation
     assert block.dynamic and (block.format.group_rows, block.format.group_size) == (1, 128)
+
+
+@pytest.mark.parametrize(("name", "weight", "inputs"), [
+    ("W4A8_g128", "W4A16_g128", "W8A8"), ("W3A6_g64_asym_static", "W3A16_g64_asym", "W6A6_static"),
+    ("W4A4", "W4A16", "W8A4"), ("W8A8_g128", "W8A16_g128", "W8A8"),
+])  # fmt: skip
+def test_integers_of_both_kinds_are_named_apart(name, weight, inputs):
+    scheme = parse_scheme(name)
+    assert scheme.weight == parse_scheme(weight).weight
+    assert scheme.activation == parse_scheme(inputs).activation
+    assert not exportable(name)  # readers of compressed-tensors know int8 rows
+
+
+def test_inputs_of_16_bits_have_no_scale():
+    with pytest.raises(UnknownNameError, match="did you mean"):
+        parse_scheme("W4A16_g128_static")
 
 
 def test_nvfp4_inputs_have_one_fixed_scale_above_dynamic_ones():

@@ -69,7 +69,7 @@ def _layout(format: Format, has_inputs: bool) -> str | None:
     if format.scale is None:
         return None
     if has_inputs:
-        return INTEGER if format.grid.bits == 8 and format.symmetric else None
+        return INTEGER if kind[:2] == ("int8", None) and format.symmetric else None
     return PACKED if format.group_rows == 1 else None
 
 
@@ -79,6 +79,8 @@ def _says_inputs(scheme: Scheme) -> bool:
     if scheme.activation is None:
         return True
     inputs, weight = scheme.activation.format, scheme.weight
+    if inputs.grid.name.startswith("int") and inputs.grid.bits != 8:
+        return False  # readers of its integers know int8
     return inputs.range in ("reach", "ocp") and (inputs.scale is E8M0) == (weight.scale is E8M0)
 
 

@@ -1,7 +1,7 @@
 """The names of schemes. A name says all there is to say, and each scheme has one name.
 
     W<bits>A16[_g<n>|_tensor][_asym|_fzp]    weight only, integers of 2 to 8 bits
-    W8A8[_tensor][_static]                   weight and input in int8
+    W<bits>A<bits>[_g<n>|_tensor][_asym|_fzp][_static]  integer weight and input, W8A8 above all
     W<bits>A16_<float>[_g<n>|_block|_tensor] weight only, small floats
     W<bits>A8_<float>[_g<n>|_block|_tensor][_static]    the same, input in fp8 (e4m3)
     MX<element>[A16][_g<n>|_row|_tensor][_<rule>]       microscaling: scales are powers of two
@@ -20,9 +20,9 @@ Groups: `_g128` is 128 weights of a row; `_block` 128 x 128 weights; `_row` the 
 tensor. Without one it is the row, and 32 for microscaling. `_asym` stores a zero point in as many
 bits as a code, `_fzp` a zero point in the dtype of the scale.
 
-A16 leaves the activation alone. A8 rounds it with one scale per token, found as it passes (of 128
-channels each beside `_block` weights), or with `_static` one scale per tensor, fixed at
-calibration. MX and NVFP4 without A16 round the input as the weight, dynamically per token and
+A16 leaves the activation alone. A8 (and of integers any A2 to A8) rounds it with one scale per
+token, found as it passes (of 128 channels each beside `_block` weights), or with `_static` one
+scale per tensor, fixed at calibration. MX and NVFP4 without A16 round the input as the weight, dynamically per token and
 group; the one float32 scale per tensor of NVFP4 is fixed at calibration.
 
 <float>: fp4 (e2m1), fp6 (e2m3), fp8 (e4m3) or another e<x>m<y> of that many bits. <element>:
@@ -43,7 +43,7 @@ from pennyweight.formats.base import GRIDS
 
 GRAMMAR = (  # what a name looks like, what it means, where it is described
     ("W<2-8>A16[_g<n>|_tensor][_asym|_fzp]", "integers, weight only", "-"),
-    ("W8A8[_tensor][_static]", "int8 weight and input", "-"),
+    ("W<2-8>A<2-8>[_g<n>|_tensor][_asym|_fzp][_static]", "integer weight and input", "-"),
     ("W<3-8>A16_<float>[_g<n>|_block|_tensor]", "small floats: fp4, fp6, fp8, e<x>m<y>",
      "Micikevicius et al. 2022, arXiv:2209.05433; OCP MX 1.0"),
     ("W<3-8>A8_<float>[..][_static]", "small floats, input in fp8", "arXiv:2209.05433"),
@@ -94,20 +94,21 @@ def parse_scheme(name: str, scale_dtype: torch.dtype = torch.float16) -> Scheme:
     close = difflib.get_close_matches(spelled, COMMON, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}?" if close else "expected e.g. 'W4A16_g128' or 'W8A8'"
     raise UnknownNameError(
-        f"unknown scheme {name!r}; {hint} (W<2-8>A16[_g<size>][_asym], W8A8[_static], "
+        f"unknown scheme {name!r}; {hint} (W<2-8>A16[_g<size>][_asym], W8A8[_static], W4A8_g128, "
         "W8A8_fp8, MXFP4A16, NVFP4A16, W16A16; docs/formats.md has the grammar)"
     )
 
 
-def _integer(match: Match, dtype: torch.dtype) -> Scheme:
+def _integer(match: Match, dtype: torch.dtype) -> Scheme | None:
     weight = _grouped(GRIDS[f"int{match['bits']}"], match, dtype)
     zero_point = {"_asym": torch.uint8, "_fzp": dtype, None: None}[match["zero"]]
-    return Scheme(name=match[0], weight=replace(weight, zero_point=zero_point))
-
-
-def _integer_inputs(match: Match, dtype: torch.dtype) -> Scheme:
-    weight = _grouped(GRIDS["int8"], match, dtype)
-    return Scheme(name=match[0], weight=weight, activation=_activation("int8", match, dtype))
+    activation = None
+    if match["inputs"] != "16":
+        activation = _activation(f"int{match['inputs']}", match, dtype)
+    elif match["static"]:
+        return None
+    weight = replace(weight, zero_point=zero_point)
+    return Scheme(name=match[0], weight=weight, activation=activation)
 
 
 def _float(match: Match, dtype: torch.dtype) -> Scheme | None:
@@ -174,8 +175,13 @@ def _activation(grid: str, match: Match, dtype: torch.dtype) -> ActivationFormat
 
 
 FAMILIES: tuple[tuple[re.Pattern[str], Callable[[Match, torch.dtype], Scheme | None]], ...] = (
-    (re.compile(rf"W(?P<bits>[2-8])A16(?P<size>{SIZE}|_tensor)?(?P<zero>_asym|_fzp)?"), _integer),
-    (re.compile(r"W8A8(?P<size>_tensor)?(?P<static>_static)?"), _integer_inputs),
+    (
+        re.compile(
+            rf"W(?P<bits>[2-8])A(?P<inputs>[2-8]|16)(?P<size>{SIZE}|_tensor)?"
+            r"(?P<zero>_asym|_fzp)?(?P<static>_static)?"
+        ),
+        _integer,
+    ),
     (
         re.compile(
             rf"W(?P<bits>[3-8])A(?P<inputs>8|16)_{FLOAT}"
@@ -203,6 +209,7 @@ COMMON = (
       for sym in ("", "_asym")),
     *(f"W4A16_g{group}_fzp" for group in (32, 64, 128)),
     "W8A8", "W8A8_static", "W8A8_tensor", "W8A8_tensor_static",
+    "W4A8", "W4A8_g128", "W4A8_g128_asym", "W4A8_g128_static", "W6A6", "W4A4", "W4A4_g128",
     *(f"W8A8_fp8{size}{static}" for size in ("", "_tensor") for static in ("", "_static")),
     "W8A8_fp8_block", "W8A16_fp8", "W8A16_fp8_block", "W8A16_e5m2", "W8A16_e3m4",
     "W6A16_fp6", "W6A16_e3m2", "W4A16_fp4", "W4A16_fp4_g128", "W4A8_fp4_g128",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pennyweight.core import FormatError, RecipeError
-from pennyweight.formats.compressed_tensors import parts
+from pennyweight.formats.compressed_tensors import layout, parts
 from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
 from pennyweight.pipeline.plan import Plan
 from pennyweight.pipeline.survey import Survey
@@ -42,16 +42,23 @@ def unknown_layouts(plan: Plan, survey: Survey) -> Iterator[str]:
     for scheme in sorted({task.scheme for task in plan.tasks}):
         tensor = next(task.tensor for task in plan.tasks if task.scheme == scheme)
         try:
-            parts(plan.scheme(plan.by_tensor[tensor]), survey.by_tensor[tensor].shape)
+            parts(plan.scheme(plan.by_tensor[tensor]), survey.quantizable[tensor].shape)
         except FormatError as error:
             yield f"{scheme}: vLLM reads compressed-tensors, and that cannot hold it: {error}"
 
 
 def unservable_scheme(name: str) -> str | None:
     """Why vLLM serves no weight of this scheme, as far as its name tells."""
-    if name == UNTOUCHED or parse_scheme(name).weight.grid.bits in KERNEL_BITS:
+    if name == UNTOUCHED:
         return None
-    return f"{name}: vLLM has kernels for 4- and 8-bit weights alone"
+    scheme = parse_scheme(name)
+    if scheme.weight.grid.bits not in KERNEL_BITS:
+        return f"{name}: vLLM has kernels for 4- and 8-bit weights alone"
+    try:
+        layout(scheme)
+    except FormatError as error:
+        return f"{name}: vLLM reads compressed-tensors, and that cannot hold it: {error}"
+    return None
 
 
 def require_engine(engine: str, plan: Plan, survey: Survey) -> None:
