@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PYTEST := $(BIN)/python -m pytest -q -n 2
 
-.PHONY: setup demo test test-slow test-vllm check fix bench docs peers clean
+.PHONY: setup demo test test-shapes test-slow test-vllm check fix bench docs peers clean
 
 setup: $(STAMP)
 
@@ -17,6 +17,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(PYTEST)
+
+# The same suite with every signature checked while it runs, shapes included: three times as long.
+test-shapes: $(STAMP)
+	$(PYTEST) --jaxtyping-packages=pennyweight,beartype.beartype
 
 test-slow: $(STAMP)
 	$(PYTEST) -m slow
@@ -33,7 +37,7 @@ check: $(STAMP)
 	$(BIN)/python tools/check_sizes.py
 	$(BIN)/python tools/paste_help.py --check
 	$(BIN)/python tools/list_methods.py --check
-	$(PYTEST)
+	$(PYTEST) --jaxtyping-packages=pennyweight,beartype.beartype
 
 fix: $(STAMP)
 	$(BIN)/ruff format .

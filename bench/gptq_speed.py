@@ -11,6 +11,7 @@ import argparse
 import json
 import random
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def run_rounds(job: Job, rounds: int, folder: Path) -> list[tuple[Measured, Meas
         ours = measure(job.ours(folder / f"ours-{number}"), job.threads)
         peer = measure(job.peer(folder / f"peer-{number}"), job.threads)
         pairs.append((ours, peer))
+        told = [f"{one.elapsed_s:.1f} s {mib(one.peak_bytes)} MiB" for one in (ours, peer)]
+        print(f"round {number + 1}: ours {told[0]}, peer {told[1]}", file=sys.stderr, flush=True)
     return pairs
 
 
