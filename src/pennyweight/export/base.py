@@ -32,6 +32,7 @@ class Linear:
     dtype: torch.dtype  # of the source weight
     transposed: bool = False  # whether the source stores it [in, out]
     part_of: str | None = None  # the tensor of all experts that the source keeps it in
+    is_head: bool = False  # the model's head, of which engines have a class of its own
     stored: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]  # its parts in the work directory
     read: Callable[[str], Tensor]  # one of these parts
     load: Callable[[], Quantized]

@@ -51,7 +51,8 @@ def write_checkpoint(
     entries = [entry for info in order for entry in _entries(checkpoint, info.name, stored)]
     _write_shards(entries, out)
     config = dict(checkpoint.config)
-    quantization = target.config(linears, _ignored(checkpoint, set(quantized), kept))
+    left = _ignored(checkpoint, set(quantized), kept) - {n for each in linears for n in each.names}
+    quantization = target.config(linears, sorted(left))
     if quantization is not None:
         config["quantization_config"] = quantization
     write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
@@ -99,7 +100,7 @@ def _write_shards(entries: list[Entry], out: Path) -> None:
     write_text(out / INDEX, json.dumps(index, indent=2) + "\n")
 
 
-def _ignored(checkpoint: Checkpoint, quantized: set[str], kept: dict[str, str]) -> list[str]:
+def _ignored(checkpoint: Checkpoint, quantized: set[str], kept: dict[str, str]) -> set[str]:
     """Matrices that an engine would otherwise look for in quantized form."""
     names = [
         name.removesuffix(".weight")
@@ -109,9 +110,7 @@ def _ignored(checkpoint: Checkpoint, quantized: set[str], kept: dict[str, str]) 
     ]  # fmt: skip
     # Experts that stay in one tensor of the source, which engines know one by one.
     names += [name.removesuffix(".weight") for name in kept if name not in checkpoint.tensors]
-    return sorted(
-        {*names, "lm_head"}
-    )  # a tied head has no tensor of its own, and engines build one
+    return {*names, "lm_head"}  # a tied head has no tensor of its own, and engines build one
 
 
 def _copy_side_files(source: Path, out: Path) -> dict[str, str]:

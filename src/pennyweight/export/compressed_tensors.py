@@ -62,8 +62,9 @@ def quantization_config(linears: Sequence[Linear], ignore: list[str]) -> dict[st
     for number, members in enumerate(by_scheme.values()):
         scheme = members[0].scheme
         layouts.add(layout(scheme))
+        named = [name for each in members if not uniform or each.is_head for name in each.names]
         groups[f"group_{number}"] = QuantizationScheme(
-            targets=["Linear"] if uniform else [name for each in members for name in each.names],
+            targets=["Linear", *named] if uniform else named,
             weights=weight_args(scheme.weight),
             input_activations=activation_args(scheme.activation),
             format=CompressionFormat(layout(scheme)),

@@ -12,15 +12,21 @@ those of Scaling Laws for Mixed Quantization (arXiv:2410.06722, v1).
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from pennyweight.core import (
@@ -33,7 +39,9 @@ from pennyweight.core import (
 from pennyweight.formats.operands import parse_operand
 from pennyweight.formats.rounding import round_to_nearest
 from pennyweight.formats.storage import bits_per_weight
+from pennyweight.model.capture import Sample
 from pennyweight.model.linear import round_activation, static_input_scale
+from pennyweight.model.topology import to_meta
 
 PREFIX = "pennyweight_"
 IMPLEMENTATIONS = ("eager", "sdpa")  # those behind which there is a name of ours
@@ -41,6 +49,12 @@ ATTRIBUTE = "pennyweight_attention"  # of every module of a model: which of them
 PROBE_TOKENS = 16
 WITHOUT_CACHE = ("linear_attention", "conv", "moe")  # layers of transformers without keys
 PROBABILITIES = "probabilities"
+UNITS = ("qk", "pv", "kv_cache")  # what is rounded apart from the rest
+ROLES = {  # the numbers that a unit rounds
+    "kv_cache": ("cached keys", "cached values"),
+    "qk": ("queries", "keys"),
+    "pv": (PROBABILITIES, "values"),
+}
 MANY_TOKENS = 1 << 12  # over which the scale of a whole tensor costs nothing
 
 
@@ -74,12 +88,12 @@ Change = Callable[[nn.Module, str, ActivationFormat, Tensor], Tensor]
 
 @dataclass(eq=False)
 class _Rounding:
-    """What happens in the attention of one model."""
+    """What happens in the attention of one model, or of one of its blocks."""
 
-    kv_cache: ActivationFormat | None
-    qk: ActivationFormat | None
-    pv: ActivationFormat | None
     change: Change
+    kv_cache: ActivationFormat | None = None
+    qk: ActivationFormat | None = None
+    pv: ActivationFormat | None = None
 
 
 def round_attention(
@@ -97,7 +111,7 @@ def round_attention(
     parsed, observer = formats.parsed(), _Observer()
     if not any(parsed.values()):
         return None
-    rounding = _Rounding(**parsed, change=observer)
+    rounding = _Rounding(observer, **parsed)
     with torch.no_grad():
         expected = _probe(model)
         _install(model, rounding)
@@ -113,6 +127,86 @@ def round_attention(
         )
         _probe(model)  # a group that does not divide is known now
     return bits
+
+
+class BlockAttention:
+    """The attention of a model with formats of their own for each block, to be changed at will."""
+
+    def __init__(self, model: PreTrainedModel, blocks: nn.ModuleList) -> None:
+        """Nothing is rounded yet. Raises UnsupportedError as `round_attention` does."""
+        self._model, self._blocks = model, blocks
+        self._plain = str(model.config._attn_implementation)
+        self._checked: set[str] = set()
+        self._change = _Rounder({module: name for name, module in model.named_modules()}, {})
+        self._install(self._plain, "qk")
+
+    def put(self, formats: Mapping[int, Mapping[str, ActivationFormat]]) -> None:
+        """Round in these formats from here on. formats: block -> unit of `UNITS` -> format, each
+        with scales that are found when it is used.
+
+        Raises UnsupportedError if probabilities are out of reach; nothing is rounded then.
+        """
+        implementation = self._plain
+        if any("pv" in each for each in formats.values()):
+            implementation = "eager"  # only the eager functions hand out the probabilities
+            self._install(implementation, "pv")
+        _look_up(self._model, implementation)
+        for index, block in enumerate(self._blocks):
+            _attach(block, _Rounding(self._change, **formats.get(index, {})))
+
+    def _install(self, implementation: str, unit: str) -> None:
+        """Try once whether the model computes through our name; nothing is rounded afterwards."""
+        if implementation in self._checked:
+            return
+        observer, before = _Observer(), str(self._model.config._attn_implementation)
+        watched = {unit: parse_operand("int8")}  # whatever its format is, it changes nothing
+        _attach(self._model, _Rounding(self._change))
+        with torch.no_grad():
+            expected = _probe(self._model)
+            try:
+                _attach(self._model, _Rounding(observer, **watched))
+                _look_up(self._model, implementation)
+                exact = implementation == self._plain
+                _check(self._model, observer, expected, _probe(self._model), exact=exact)
+            except UnsupportedError:
+                self._model.set_attn_implementation(before)
+                raise
+            finally:
+                _attach(self._model, _Rounding(self._change))
+        self._checked.add(implementation)
+
+
+def attending_blocks(config: PreTrainedConfig) -> list[int]:
+    """The blocks with keys and values, in order."""
+    config = config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ["attention"] * config.num_hidden_layers
+    return [index for index, kind in enumerate(kinds) if kind not in WITHOUT_CACHE]
+
+
+def attention_widths(block: nn.Module, sample: Sample, index: int) -> dict[str, dict[str, int]]:
+    """Unit -> role -> the width of its rows, found on shapes alone; {} for attention out of reach.
+
+    The rows of probabilities are as wide as the text is long and are left out.
+    """
+    shapes_only, observer = copy.deepcopy(block).to("meta"), _Observer()
+    watched = {"kv_cache": parse_operand("int8"), "qk": parse_operand("int8")}
+    _attach(shapes_only, _Rounding(observer, **watched))
+    configs = {id(c): c for m in shapes_only.modules() if (c := getattr(m, "config", None))}
+    for config in configs.values():
+        if config._attn_implementation not in IMPLEMENTATIONS:
+            return {}
+        config._attn_implementation = f"{PREFIX}{config._attn_implementation}"
+    meta = Sample(to_meta(sample.hidden), to_meta(sample.calls))
+    with torch.no_grad():
+        meta.run(index, shapes_only)
+    found = {role: width for (_, role), width in observer.widths.items()}
+    if not found:
+        return {}
+    return {
+        "kv_cache": {role: found[role] for role in ROLES["kv_cache"]},
+        "qk": {role: found[role] for role in ROLES["qk"]},
+        "pv": {"values": found["cached values"]},
+    }
 
 
 @dataclass(eq=False)
@@ -226,12 +320,21 @@ def _install(model: PreTrainedModel, rounding: _Rounding) -> None:
     assert before is not None, "a model that was built has one"
     assert not before.startswith(PREFIX), "the attention of this model is rounded already"
     # Only the eager functions hand out the probabilities, which are to be rounded too.
-    name = PREFIX + ("eager" if rounding.pv is not None else before)
-    if name.removeprefix(PREFIX) not in IMPLEMENTATIONS or not model._can_set_attn_implementation():
+    _look_up(model, "eager" if rounding.pv is not None else before)
+    _attach(model, rounding)
+
+
+def _attach(module: nn.Module, rounding: _Rounding) -> None:
+    for each in module.modules():
+        setattr(each, ATTRIBUTE, rounding)
+
+
+def _look_up(model: PreTrainedModel, implementation: str) -> None:
+    """Have the model look its attention up under our name for an implementation."""
+    if implementation not in IMPLEMENTATIONS or not model._can_set_attn_implementation():
         raise _unreachable(model, "it does not look its attention up by name")
-    for module in model.modules():
-        setattr(module, ATTRIBUTE, rounding)
-    model.set_attn_implementation(name)
+    if model.config._attn_implementation != PREFIX + implementation:
+        model.set_attn_implementation(PREFIX + implementation)
 
 
 def _probe(model: PreTrainedModel) -> Float[Tensor, "tokens vocab"]:
@@ -248,9 +351,7 @@ def _check(
 ) -> None:
     """Raises UnsupportedError unless each layer with keys passed the observer once, and the logits
     are what they were."""
-    config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or ["attention"] * config.num_hidden_layers
-    layers = sum(kind not in WITHOUT_CACHE for kind in kinds)
+    layers = len(attending_blocks(model.config))
     calls = {module: len(observer.largest[module, role]) for module, role in observer.largest}
     if len(calls) != layers or set(calls.values()) != {1}:
         raise _unreachable(

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +123,7 @@ class Block:
         """For each group, the input [tokens, in] of its linears for each sample, where there was
         one."""
         taps = {group.linears[0]: group for group in groups}
-        with self._passes(list(taps)) as run, _tapped(self.module, list(taps), run) as tap:
+        with self._passes(list(taps)) as run, tapped(self.module, list(taps), run) as tap:
             found = workers.map(tap, samples)
         return [[seen[name] for seen in found if name in seen] for name in taps]
 
@@ -167,9 +168,9 @@ class _Enough(Exception):
 
 
 @contextmanager
-def _tapped(
-    block: nn.Module, names: list[str], run: Callable[[Sample], Tensor]
-) -> Iterator[Callable[[Sample], dict[str, Tensor]]]:
+def tapped(
+    block: nn.Module, names: list[str], run: Callable[[Any], Tensor]
+) -> Iterator[Callable[[Any], dict[str, Tensor]]]:
     """A function that runs a sample up to the last tapped linear and returns their inputs."""
     local = threading.local()
     stop_early = not any(part.isdigit() for name in names for part in name.split("."))  # no experts
@@ -190,7 +191,7 @@ def _tapped(
     if len(homes) == 1 and (home := homes.pop()):
         handles.append(block.get_submodule(home).register_forward_hook(stop))
 
-    def tap(sample: Sample) -> dict[str, Tensor]:
+    def tap(sample: Any) -> dict[str, Tensor]:
         local.seen = {}
         with suppress(_Enough):
             run(sample)

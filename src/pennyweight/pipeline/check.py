@@ -52,7 +52,7 @@ def check(recipe: Recipe, *, read_text: bool = True) -> CheckReport:
 
 def check_job(job: Job) -> CheckReport:
     tensors = job.survey.skeleton.checkpoint.tensors
-    planned = [site for site in job.survey.sites if site.tensor in job.plan.by_tensor]
+    planned = [s for s in job.survey.quantizable.values() if s.tensor in job.plan.by_tensor]
     stored = {site.tensor: _stored_bytes(job, site) for site in planned}
     before = sum(info.size_bytes for info in tensors.values())
     after = before - sum(tensors[name].size_bytes for name in stored) + sum(stored.values())

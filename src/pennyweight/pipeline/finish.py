@@ -47,7 +47,8 @@ def export(
     job = prepare_plan(work / PLAN, model)
     refuse_existing(output, job)
     directory = WorkDir(work, job.plan)
-    missing = [i for i in range(len(job.survey.topologies)) if not directory.is_done(i)]
+    steps = job.survey.steps(job.plan.by_tensor)
+    missing = [index for index in steps if not directory.is_done(index)]
     if missing:
         raise CheckpointError(
             f"{work}: block {missing[0]} is not finished ({len(missing)} such); "
@@ -84,7 +85,7 @@ def finish(
         staged.mkdir()
     facts: dict[str, dict[str, Any]] = {
         tensor: fact | {"block": index}
-        for index in range(len(job.survey.topologies))
+        for index in job.survey.steps(job.plan.by_tensor)
         for tensor, fact in work.facts(index).items()
     }
     linears = list(_linears(job, work, facts))
@@ -196,6 +197,7 @@ def _linears(job: Job, work: WorkDir, facts: dict[str, dict[str, Any]]) -> Itera
             dtype=source.dtype,
             transposed=tensor in transposed,
             part_of=None if source.whole is None else source.whole.name,
+            is_head=job.survey.head is not None and tensor == job.survey.head.tensor,
             stored={part: (getattr(torch, t), tuple(s)) for part, (t, s) in fact["parts"].items()},
             read=lambda part, tensor=tensor, block=block: work.part(block, tensor, part),
             load=lambda tensor=tensor, block=block, task=task: work.load(block, tensor, task)[0],

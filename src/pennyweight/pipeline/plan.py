@@ -19,6 +19,7 @@ from pydantic import ValidationError
 import pennyweight
 from pennyweight.core import FormatError, RecipeError, Scheme
 from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
+from pennyweight.observe.gradient import GRADIENT_FIELDS
 from pennyweight.pipeline.choose import choose_schemes
 from pennyweight.pipeline.recipe import (
     COMPUTE,
@@ -34,7 +35,8 @@ from pennyweight.pipeline.recipe import (
     unknown_keys,
 )
 from pennyweight.pipeline.survey import OUTSIDE, Site, Survey
-from pennyweight.quantize.base import Limited, Quantizer
+from pennyweight.quantize.base import Limited, Quantizer, SelectsTogether
+from pennyweight.saliency.select import WIDE
 
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -202,8 +204,11 @@ def _tasks(recipe: Recipe, survey: Survey, dtype: torch.dtype) -> Iterator[Task]
     for site, rule in wanted:
         for name in rule.schemes:
             scheme = parse_scheme(name, dtype)
+            quantizer = make_quantizer(rule.quantizer, rule.options, site.tensor)
+            if site == survey.head:
+                check_head(site, scheme, quantizer)
             _check_groups(site, scheme)
-            _check_format(make_quantizer(rule.quantizer, rule.options, site.tensor), scheme)
+            _check_format(quantizer, scheme)
     chosen = choose_schemes(wanted, survey, dtype)
     for site, rule in wanted:
         yield Task(
@@ -222,12 +227,28 @@ def _matched(recipe: Recipe, survey: Survey) -> Iterator[tuple[Site, Rule]]:
                 if rule.schemes != (UNTOUCHED,):
                     yield site, rule
                 break
+    if survey.head is not None and (named := _names_head(recipe, survey)):
+        index, rule = named
+        unused.pop(index, None)
+        if rule.schemes != (UNTOUCHED,):
+            yield survey.head, rule
     for index, rule in unused.items():
         raise RecipeError(_unused(index, rule.match, recipe, survey))
 
 
+def _names_head(recipe: Recipe, survey: Survey) -> tuple[int, Rule] | None:
+    """The first rule that means the head: one that matches it and no linear of a block."""
+    assert survey.head is not None
+    for index, rule in enumerate(recipe.rule):
+        if fnmatch.fnmatchcase(survey.head.tensor, rule.match) and not any(
+            fnmatch.fnmatchcase(site.tensor, rule.match) for site in survey.sites
+        ):
+            return index, rule
+    return None
+
+
 def _unused(index: int, pattern: str, recipe: Recipe, survey: Survey) -> str:
-    if any(fnmatch.fnmatchcase(site.tensor, pattern) for site in survey.sites):
+    if any(fnmatch.fnmatchcase(tensor, pattern) for tensor in survey.quantizable):
         return f"rule.{index}: match {pattern!r}: earlier rules take every tensor it matches"
     example = survey.sites[0].tensor if survey.sites else "none"
     kept = [name for name in survey.kept if fnmatch.fnmatchcase(name, pattern)]
@@ -238,7 +259,41 @@ def _unused(index: int, pattern: str, recipe: Recipe, survey: Survey) -> str:
             f"rule.{index}: match {pattern!r}: {kept[0]} is not quantized ({why})"
             f"{hint if why == OUTSIDE else ''}"
         )
+    if survey.head is None and (tied := _tied_head(survey, pattern)):
+        return f"rule.{index}: match {pattern!r}: {tied} is the embedding, which is not quantized"
     return f"rule.{index}: match {pattern!r} matches no tensor; names look like {example!r}"
+
+
+def _tied_head(survey: Survey, pattern: str) -> str | None:
+    """The name of a head without a tensor of its own, if the pattern means it."""
+    model = survey.skeleton.model
+    head = model.get_output_embeddings()
+    names = [f"{name}.weight" for name, module in model.named_modules() if module is head]
+    return next((name for name in names if fnmatch.fnmatchcase(name, pattern)), None)
+
+
+def head_fault(head: Site, scheme: Scheme) -> str | None:
+    """Why a head cannot be in a scheme."""
+    if scheme.activation is not None:
+        return "rounds inputs, and a head can only be in a weight-only scheme, such as W8A16_g128"
+    try:
+        scheme.weight.groups(*head.shape)
+    except FormatError as error:
+        return str(error)
+    return None
+
+
+def check_head(head: Site, scheme: Scheme, quantizer: Quantizer) -> None:
+    """Raises FormatError for a scheme that a head cannot be in, RecipeError for a quantizer."""
+    if fault := head_fault(head, scheme):
+        raise FormatError(f"{head.tensor}: {scheme.name}: {fault}")
+    wide = isinstance(quantizer, SelectsTogether) and quantizer.scope in WIDE
+    if wide or quantizer.needs & GRADIENT_FIELDS:
+        what = "chooses weights over several linears" if wide else "needs gradients"
+        raise RecipeError(
+            f"{head.tensor}: the quantizer of its rule {what}, which there is in blocks alone; "
+            "use another one for the head, such as rtn or gptq"
+        )
 
 
 def _check_format(quantizer: Quantizer, scheme: Scheme) -> None:

@@ -17,6 +17,7 @@ from pennyweight.model.stream import Block
 from pennyweight.model.workers import Workers
 from pennyweight.pipeline.cutoffs import Cutoffs
 from pennyweight.pipeline.gradients import FOLDER, Gradients
+from pennyweight.pipeline.head import Head
 from pennyweight.pipeline.plan import Plan
 from pennyweight.pipeline.rescale import Rescaling
 from pennyweight.pipeline.stage import Stage, install
@@ -38,13 +39,17 @@ class Run:
     progress: Progress
 
     def __call__(self) -> None:
-        """Finish every block that is not finished; each becomes a file as soon as it is done."""
-        count = len(self.survey.topologies)
-        todo = [index for index in range(count) if not self.work.is_done(index)]
+        """Finish every block that is not finished, and a head that is planned; each becomes a file
+        as soon as it is done."""
+        steps, count = self.survey.steps(self.plan.by_tensor), len(self.survey.topologies)
+        todo = [index for index in steps if not self.work.is_done(index)]
         unfinished = sum(site.block in todo for site in self._planned_sites())
-        self.progress.begin(blocks=count, done=count - len(todo), linears=unfinished)
+        self.progress.begin(blocks=len(steps), done=len(steps) - len(todo), linears=unfinished)
         if not todo:
             return
+        head = Head.planned(self.plan, self.survey, self.workers, self.progress)
+        # A head that needs no data needs no pass through the blocks before it.
+        last = max((i for i in todo if i < count or (head and head.needs_data)), default=-1)
         gradients = self._gradients()
         gradients.compute(todo)
         cutoffs = Cutoffs(
@@ -54,7 +59,7 @@ class Run:
         rescaling = Rescaling(self.plan, self.survey, self.workers)
         trainings = Trainings(self.plan, self.survey, self.workers, rescaling, self.progress)
         originals = trainings.originals(samples)
-        for index in range(max(todo) + 1):
+        for index in range(min(last + 1, count)):
             if index not in todo and not samples:
                 continue
             block = self._block(index)
@@ -69,9 +74,14 @@ class Run:
                     self.work.save(index, finished, changed, [*told, *more])
                 else:
                     self._restore(block)
-                if samples and index < max(todo):
+                if samples and index < last:
                     block.advance(samples, self.workers)
             self.progress.block(index=index, peak_bytes=peak_bytes())
+        if head is not None and count in todo:
+            finished = head.quantize(self.rows, samples)
+            self._tell(count, finished)
+            self.work.save(count, [finished], {}, [])
+            self.progress.block(index=count, peak_bytes=peak_bytes())
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -83,7 +93,7 @@ class Run:
 
     def _planned_sites(self):
         planned = self.plan.by_tensor
-        return [site for site in self.survey.sites if site.tensor in planned]
+        return [site for site in self.survey.quantizable.values() if site.tensor in planned]
 
     def _capture(self) -> list[Sample]:
         if self.rows is None:

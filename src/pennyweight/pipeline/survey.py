@@ -3,6 +3,7 @@ input."""
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,6 +40,7 @@ class Survey:
     topologies: tuple[Topology, ...]
     sites: tuple[Site, ...]
     kept: dict[str, str]  # tensor name -> why it is not quantized
+    head: Site | None = None  # a head that is not tied: quantized where a rule names it
 
     def site(self, block: int, local: str) -> Site | None:
         return self._by_place.get((block, local))
@@ -51,10 +53,26 @@ class Survey:
     def by_tensor(self) -> dict[str, Site]:
         return {site.tensor: site for site in self.sites}
 
+    @cached_property
+    def quantizable(self) -> dict[str, Site]:
+        """By tensor: the linears of the blocks, and the head."""
+        return self.by_tensor | ({self.head.tensor: self.head} if self.head else {})
+
+    def steps(self, planned: Container[str]) -> range:
+        """What a run does one after the other, each a file: the blocks, and the head if its tensor
+        is `planned`."""
+        has_head = self.head is not None and self.head.tensor in planned
+        return range(len(self.topologies) + has_head)
+
+    def module(self, site: Site) -> str:
+        """Its name in the model that transformers builds."""
+        prefix = "" if site == self.head else self.skeleton.block_prefix(site.block)
+        return f"{prefix}{site.local}"
+
     def weight(self, site: Site) -> Tensor:
         """The weight [out, in] as the checkpoint stores it, exact, in float32."""
-        name = f"{self.skeleton.block_prefix(site.block)}{site.local}.weight"
-        return self.skeleton.read(self.skeleton.sources[name]).float()
+        source = self.skeleton.sources[f"{self.module(site)}.weight"]
+        return self.skeleton.read(source).float()
 
     def fused(self) -> list[tuple[Site, ...]]:
         """Sites that serving engines run as one matrix product."""
@@ -89,7 +107,28 @@ def survey(skeleton: Skeleton) -> Survey:
     for name in skeleton.checkpoint.tensors:
         if name not in taken and name not in kept:
             kept[name] = _reason(skeleton, name)
-    return Survey(skeleton, topologies, tuple(sites), kept)
+    return Survey(skeleton, topologies, tuple(sites), kept, _head(skeleton))
+
+
+def _head(skeleton: Skeleton) -> Site | None:
+    """The head, as if it were in one more block behind the last; None if it is the embedding."""
+    model = skeleton.model
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or _tied(model):
+        return None
+    local = next(name for name, module in model.named_modules() if module is head)
+    source = skeleton.sources[f"{local}.weight"]
+    if source.transposed or source.key == _embedding_key(skeleton):
+        return None
+    shape = (head.out_features, head.in_features)
+    return Site(source.key.removesuffix(".weight"), len(skeleton.blocks), local, shape)
+
+
+def _embedding_key(skeleton: Skeleton) -> str:
+    embedding = skeleton.model.get_input_embeddings()
+    modules = skeleton.model.named_modules()
+    name = next(name for name, module in modules if module is embedding)
+    return skeleton.sources[f"{name}.weight"].key
 
 
 def _is_router(block: nn.Module, local: str, linear: nn.Linear) -> bool:

@@ -12,7 +12,8 @@ one to measure, which is what makes a trial fast.
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,11 +32,12 @@ from pennyweight.model.text import Calibration
 from pennyweight.model.workers import Workers
 from pennyweight.model.writer import disk_errors
 from pennyweight.pipeline.job import with_text
-from pennyweight.pipeline.plan import Plan, resolve_plan
+from pennyweight.pipeline.plan import Plan, head_fault, resolve_plan
 from pennyweight.pipeline.recipe import Calibrate, Recipe, Rule
 from pennyweight.pipeline.run import Run
-from pennyweight.pipeline.survey import Survey, survey
+from pennyweight.pipeline.survey import Site, Survey, survey
 from pennyweight.pipeline.workdir import WorkDir
+from pennyweight.study.beside import Head, Matrix, Operands, beside_of, is_scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,9 @@ class Bank:
     calibration: Calibration | None  # None if no plan needed any
     plans: Mapping[str, Plan]  # by scheme, without W16A16
     missing: Mapping[tuple[str, str], str]  # (tensor, scheme) -> why it cannot take it
+    head: Site | None = None  # if it is quantized too
+    # By name: what is not on disk because it has no weights or is rounded when it is asked for.
+    beside: Mapping[str, Operands | Matrix] = field(default_factory=dict)
 
     @classmethod
     def make(
@@ -79,9 +84,11 @@ class Bank:
         folder: Path,
         workers: Workers,
         progress: Progress | None = None,
+        also: Sequence[str] = (),
     ) -> Bank:
         """The bank in `folder`, with whatever these schemes lack in it added.
 
+        also: kinds of `study.beside` that are to be put together with the rest.
         Raises CheckpointError if the folder is of another model, quantizer or calibration text;
         FormatError for a scheme that no tensor can take; and all that quantizing raises.
         """
@@ -91,9 +98,12 @@ class Bank:
             raise RecipeError(f"expected schemes besides {UNTOUCHED}, such as W4A16_g128")
         path = resolve_model(ingredients.model)
         seen = survey(Skeleton.build(Checkpoint.open(path), ingredients.trust_remote_code))
-        missing = _missing(seen, names)
-        plans, calibration = _plans(path, seen, ingredients, names, missing)
-        bank = cls(folder, path, seen, ingredients, calibration, plans, missing)
+        others = beside_of(seen, also)
+        head = seen.head if any(isinstance(each, Head) for each in others) else None
+        missing = _missing(seen, names, head)
+        plans, calibration = _plans(path, seen, ingredients, names, missing, head)
+        beside = {each.name: each for each in others if not isinstance(each, Head)}
+        bank = cls(folder, path, seen, ingredients, calibration, plans, missing, head, beside)
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         for scheme, plan in bank.plans.items():
@@ -101,8 +111,8 @@ class Bank:
         return bank
 
     def _run(self, scheme: str, plan: Plan, workers: Workers, progress: Progress) -> None:
-        work = WorkDir.open(self.folder / scheme, plan)
-        if all(work.is_done(index) for index in range(len(self.survey.topologies))):
+        work = WorkDir.open(self._place(scheme), plan)
+        if all(work.is_done(index) for index in self.survey.steps(plan.by_tensor)):
             return
         progress.say(f"{scheme}: every linear by {self.ingredients.quantizer}")
         rows = None
@@ -123,19 +133,47 @@ class Bank:
         """Of the checkpoint."""
         return self.survey.skeleton.checkpoint.fingerprint
 
+    @cached_property
+    def tensors(self) -> dict[str, Site]:
+        """What is on disk, by tensor: the linears of the blocks, and the head if it was asked
+        for."""
+        return self.survey.by_tensor | ({self.head.tensor: self.head} if self.head else {})
+
     def identity(self, scheme: str) -> str:
         """Equal for equal contents: a digest of all that decides what is in it of this scheme."""
-        return record_key({"plan": self.plans[scheme].digest}) if scheme != UNTOUCHED else UNTOUCHED
+        return record_key({"plan": self.plan(scheme)}) if scheme in self.plans else scheme
+
+    def plan(self, scheme: str) -> str:
+        """The digest of its plan; empty for what is not on disk."""
+        return self.plans[scheme].digest if scheme in self.plans else ""
 
     def takes(self, tensor: str, scheme: str) -> bool:
+        if other := self.beside.get(tensor):
+            return scheme == UNTOUCHED or _fault(other, scheme) is None
         if scheme == UNTOUCHED:
-            return tensor in self.survey.by_tensor
-        return tensor in self.plans[scheme].by_tensor
+            return tensor in self.tensors
+        return scheme in self.plans and tensor in self.plans[scheme].by_tensor
+
+    def fault(self, tensor: str, scheme: str) -> str:
+        """Why it does not take the scheme."""
+        if other := self.beside.get(tensor):
+            return _fault(other, scheme) or ""
+        return self.missing.get((tensor, scheme), f"{scheme} is none of {', '.join(self.schemes)}")
+
+    def shape(self, tensor: str) -> tuple[int, int] | None:
+        """None for what has no weights."""
+        other = self.beside.get(tensor)
+        if isinstance(other, Operands):
+            return None
+        return other.shape if other else self.tensors[tensor].shape
+
+    def parameters(self, tensor: str) -> int:
+        return math.prod(self.shape(tensor) or (0,))
 
     def weight(self, tensor: str, scheme: str) -> Float[Tensor, "out in"]:
         """What the stored weight stands for, float32, in memory of its own."""
         if scheme == UNTOUCHED:
-            return self.survey.weight(self.survey.by_tensor[tensor])
+            return self.survey.weight(self.tensors[tensor])
         return self._load(tensor, scheme)[0]
 
     def input_scale(self, tensor: str, scheme: str) -> Tensor | None:
@@ -150,9 +188,11 @@ class Bank:
 
     def stored_bits(self, tensor: str, scheme: str) -> int:
         """Of everything that is stored for the weight: codes, scales, tables, corrections."""
-        site = self.survey.by_tensor[tensor]
+        dtype, other = self.survey.skeleton.dtype, self.beside.get(tensor)
         if scheme == UNTOUCHED:
-            return site.shape[0] * site.shape[1] * 8 * self.survey.skeleton.dtype.itemsize
+            return self.parameters(tensor) * 8 * dtype.itemsize
+        if other is not None:
+            return other.stored_bits(scheme, dtype)
         return 8 * self.fact(tensor, scheme)["bytes"]
 
     def fact(self, tensor: str, scheme: str) -> dict[str, Any]:
@@ -162,27 +202,43 @@ class Bank:
     @cached_property
     def _facts(self) -> dict[str, dict[str, dict[str, Any]]]:
         found = {}
-        for scheme in self.plans:
-            blocks = [self._work(scheme).facts(i) for i in range(len(self.survey.topologies))]
+        for scheme, plan in self.plans.items():
+            steps = self.survey.steps(plan.by_tensor)
+            blocks = [self._work(scheme).facts(i) for i in steps]
             found[scheme] = {name: fact for block in blocks for name, fact in block.items()}
         return found
 
+    def _place(self, scheme: str) -> Path:
+        """With the head it is another plan."""
+        return self.folder / (f"{scheme}+{self.head.name}" if self.head else scheme)
+
     def _work(self, scheme: str) -> WorkDir:
-        return WorkDir(WorkDir.place(self.folder / scheme), self.plans[scheme])
+        return WorkDir(WorkDir.place(self._place(scheme)), self.plans[scheme])
 
     def _load(self, tensor: str, scheme: str) -> tuple[Tensor, Tensor | None]:
         if not self.takes(tensor, scheme):
-            raise FormatError(f"{tensor}: {self.missing[tensor, scheme]}")
-        task, site = self.plans[scheme].by_tensor[tensor], self.survey.by_tensor[tensor]
+            raise FormatError(f"{tensor}: {self.fault(tensor, scheme)}")
+        task, site = self.plans[scheme].by_tensor[tensor], self.tensors[tensor]
         quantized, input_scale = self._work(scheme).load(site.block, tensor, task)
         return quantized.dequantize(), input_scale
 
 
-def _missing(seen: Survey, schemes: Sequence[str]) -> dict[tuple[str, str], str]:
+def _fault(other: Operands | Matrix, scheme: str) -> str | None:
+    """Raises UnsupportedError for a scheme that is nothing to operands."""
+    if isinstance(other, Matrix) and not is_scheme(scheme):
+        return f"{scheme} is a format of operands, and {other.kind} has weights"
+    return other.fault(scheme)
+
+
+def _missing(
+    seen: Survey, schemes: Sequence[str], head: Site | None = None
+) -> dict[tuple[str, str], str]:
     """(tensor, scheme) -> why it cannot take it, where groups do not divide."""
     found = {}
     for name in schemes:
         scheme = parse_scheme(name, seen.skeleton.dtype)
+        if head is not None and (fault := head_fault(head, scheme)):
+            found[head.tensor, name] = f"{name}: {fault}"
         for site in seen.sites:
             try:
                 scheme.weight.groups(*site.shape)
@@ -201,6 +257,7 @@ def _plans(
     ingredients: Ingredients,
     schemes: Sequence[str],
     missing: Mapping[tuple[str, str], str],
+    head: Site | None = None,
 ) -> tuple[dict[str, Plan], Calibration | None]:
     """A plan for each scheme, and the text that those read which need any."""
     plans: dict[str, Plan] = {}
@@ -208,6 +265,7 @@ def _plans(
     for scheme in schemes:
         without = [tensor for tensor, name in missing if name == scheme]
         rules = [Rule(match=glob.escape(tensor), scheme=UNTOUCHED) for tensor in without]
+        rules += _naming(head, scheme, without, ingredients)
         plan = resolve_plan(ingredients.recipe([*rules, ingredients.rule(scheme)]), seen)
         if plan.calibrate is not None:
             calibration = calibration or with_text(path, seen, plan).calibration
@@ -215,3 +273,11 @@ def _plans(
             plan = replace(plan, calibration_digest=calibration.digest)
         plans[scheme] = plan
     return plans, calibration
+
+
+def _naming(
+    head: Site | None, scheme: str, without: Sequence[str], ingredients: Ingredients
+) -> Iterator[Rule]:
+    """A head is quantized where a rule names it."""
+    if head is not None and head.tensor not in without:
+        yield replace(ingredients.rule(scheme), match=glob.escape(head.tensor))

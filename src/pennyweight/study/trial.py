@@ -24,16 +24,18 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pennyweight.core import FormatError, RecipeError
+from pennyweight.core import ActivationFormat, FormatError, RecipeError
 from pennyweight.evaluate import Evaluation, Interval, Scores, bootstrap_ratios, score_documents
 from pennyweight.evaluate.evaluation import FEW_DOCUMENTS, summarize
 from pennyweight.evaluate.scores import Sums
 from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
+from pennyweight.model.attention import BlockAttention
 from pennyweight.model.linear import QuantizedLinear
 from pennyweight.model.load import load_model
 from pennyweight.model.tokens import Tokens
 from pennyweight.model.workers import Workers
 from pennyweight.study.bank import Bank
+from pennyweight.study.beside import Matrix, Operands
 from pennyweight.study.texts import Texts
 
 KEPT_BYTES = 4 * 2**30  # of the reference's logits
@@ -167,7 +169,8 @@ class Reference:
 
 @dataclass(eq=False)
 class Swaps:
-    """A model in memory whose linears are exchanged for those of a bank.
+    """A model in memory whose linears are exchanged for those of a bank, and whose attention is
+    rounded block by block.
 
     An exchange replaces modules and copies no weight; only what changes is read.
     """
@@ -178,6 +181,7 @@ class Swaps:
     places: Mapping[str, str]  # tensor -> name of its module
     now: dict[str, str] = field(default_factory=dict)  # what differs from the reference
     reads: int = 0  # weights taken from the bank so far
+    attention: BlockAttention | None = None  # once any was rounded
 
     @classmethod
     def load(cls, bank: Bank) -> Swaps:
@@ -186,26 +190,28 @@ class Swaps:
         reference = load_model(bank.path, torch.float32, bank.ingredients.trust_remote_code)
         shared = {id(value): value for value in [*reference.parameters(), *reference.buffers()]}
         model = copy.deepcopy(reference, memo=dict(shared))
-        prefix = survey.skeleton.block_prefix
-        places = {site.tensor: f"{prefix(site.block)}{site.local}" for site in survey.sites}
+        places = {tensor: survey.module(site) for tensor, site in bank.tensors.items()}
         return cls(bank, model, reference, places)
 
     def put(self, assignment: Mapping[str, str]) -> None:
-        """Compute with these schemes from here on; tensors that are not named are untouched.
+        """Compute with these schemes from here on; what is not named is untouched.
 
         Raises RecipeError for a tensor that is no linear of the model or a scheme that the bank
-        does not hold, FormatError for one that the tensor cannot take. Nothing is changed then.
+        does not hold, FormatError for one that the tensor cannot take, UnsupportedError for
+        attention that cannot be rounded. Nothing is changed then.
         """
         wanted = {t: scheme for t, scheme in assignment.items() if scheme != UNTOUCHED}
         for tensor, scheme in assignment.items():
             self._check(tensor, scheme)
+        operands = {name: scheme for name, scheme in wanted.items() if self._operands(name)}
+        self._attend(operands)
         for tensor in self.now.keys() - wanted.keys():
-            self._set(tensor, self._original(tensor))
+            self._restore(tensor)
             del self.now[tensor]
         for tensor, scheme in wanted.items():
-            if self.now.get(tensor) != scheme:
-                self._set(tensor, self._linear(tensor, scheme))
-                self.now[tensor] = scheme
+            if self.now.get(tensor) != scheme and tensor not in operands:
+                self._take(tensor, scheme)
+            self.now[tensor] = scheme
 
     def put_weight(self, tensor: str, weight: Float[Tensor, "out in"]) -> None:
         """Compute with this weight until the next `put`."""
@@ -213,14 +219,49 @@ class Swaps:
         self.now[tensor] = ""  # no scheme's name, so that the next `put` takes it out
 
     def _check(self, tensor: str, scheme: str) -> None:
-        if tensor not in self.places:
+        if tensor not in self.places and tensor not in self.bank.beside:
             raise RecipeError(f"{tensor}: is not a linear of {self.bank.path} that can be swapped")
-        if scheme != UNTOUCHED and scheme not in self.bank.schemes:
+        if tensor in self.places and scheme not in (UNTOUCHED, *self.bank.schemes):
             raise RecipeError(
                 f"{tensor}: {scheme} is not in the bank, which holds {', '.join(self.bank.schemes)}"
             )
         if not self.bank.takes(tensor, scheme):
-            raise FormatError(f"{tensor}: {self.bank.missing[tensor, scheme]}")
+            raise FormatError(f"{tensor}: {self.bank.fault(tensor, scheme)}")
+
+    def _operands(self, name: str) -> Operands | None:
+        found = self.bank.beside.get(name)
+        return found if isinstance(found, Operands) else None
+
+    def _attend(self, operands: Mapping[str, str]) -> None:
+        """Round these and no others."""
+        formats: dict[int, dict[str, ActivationFormat]] = {}
+        for name, scheme in operands.items():
+            if found := self._operands(name):
+                formats.setdefault(found.block, {})[found.kind] = found.format(scheme)
+        if formats and self.attention is None:
+            path = self.bank.survey.skeleton.blocks_path
+            blocks = self.model.get_submodule(path)
+            assert isinstance(blocks, nn.ModuleList), "that is how they were found"
+            self.attention = BlockAttention(self.model, blocks)
+        if self.attention is not None:
+            self.attention.put(formats)
+
+    def _take(self, tensor: str, scheme: str) -> None:
+        matrix = self.bank.beside.get(tensor)
+        if not isinstance(matrix, Matrix):
+            self._set(tensor, self._linear(tensor, scheme))
+            return
+        weight = nn.Parameter(matrix.rounded(self.bank.survey, scheme), requires_grad=False)
+        for name in matrix.modules:
+            self._place(name, _with_weight(self.reference.get_submodule(name), weight))
+
+    def _restore(self, tensor: str) -> None:
+        matrix = self.bank.beside.get(tensor)
+        if isinstance(matrix, Matrix):
+            for name in matrix.modules:
+                self._place(name, self.reference.get_submodule(name))
+        elif tensor in self.places:
+            self._set(tensor, self._original(tensor))
 
     def _linear(self, tensor: str, scheme: str) -> nn.Linear:
         weight, input_scale = self.bank.linear(tensor, scheme)
@@ -237,8 +278,19 @@ class Swaps:
         return found
 
     def _set(self, tensor: str, module: nn.Module) -> None:
-        parent, _, child = self.places[tensor].rpartition(".")
+        self._place(self.places[tensor], module)
+
+    def _place(self, name: str, module: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
         setattr(self.model.get_submodule(parent), child, module)
+
+
+def _with_weight(module: nn.Module, weight: nn.Parameter) -> nn.Module:
+    """The same with another weight; everything else is shared."""
+    shared = {id(value): value for value in [*module.parameters(), *module.buffers()]}
+    made = copy.deepcopy(module, memo=shared)
+    made.weight = weight
+    return made
 
 
 def _plain(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:

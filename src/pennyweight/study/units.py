@@ -5,6 +5,8 @@
              same projections of all experts of a block together: every plan over these is servable
     layer    all projections of a block together
 
+What is no projection of a block (`study.beside`) can be a unit as well, whatever the granularity.
+
 "Matmul" and "layer" are the granularities of Scaling Laws for Mixed Quantization,
 https://arxiv.org/abs/2410.06722, v1.
 """
@@ -12,12 +14,13 @@ https://arxiv.org/abs/2410.06722, v1.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from pennyweight.core import UnknownNameError
 from pennyweight.pipeline.survey import Site, Survey
+from pennyweight.study.beside import beside_of
 
 Granularity = Literal["matmul", "fused", "layer"]
 GRANULARITIES: tuple[str, ...] = get_args(Granularity)
@@ -34,10 +37,12 @@ class Unit:
     tensors: tuple[str, ...]
 
 
-def units(survey: Survey, granularity: str) -> tuple[Unit, ...]:
+def units(survey: Survey, granularity: str, also: Sequence[str] = ()) -> tuple[Unit, ...]:
     """The units of a model, in the order in which they run; each site is in exactly one.
 
-    Raises UnknownNameError for a granularity that there is not.
+    also: kinds of `study.beside`, whose units come behind these. Raises UnknownNameError for a
+    granularity or kind that there is not, UnsupportedError for a kind that the model has no unit
+    of.
     """
     if granularity not in GRANULARITIES:
         raise UnknownNameError(
@@ -49,7 +54,11 @@ def units(survey: Survey, granularity: str) -> tuple[Unit, ...]:
     for site in survey.sites:
         parties.setdefault((site.block, key(site)), []).append(site)
     make = _layer if granularity == "layer" else _unit
-    return tuple(make(sites) for sites in parties.values())
+    linears = tuple(make(sites) for sites in parties.values())
+    return linears + tuple(
+        Unit(each.name.removesuffix(".weight"), each.kind, (each.name,))
+        for each in beside_of(survey, also)
+    )
 
 
 def _fused(survey: Survey) -> Callable[[Site], str]:

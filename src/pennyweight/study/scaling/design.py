@@ -31,6 +31,7 @@ from pennyweight.pipeline.recipe import (
     unknown_keys,
 )
 from pennyweight.study.bank import Ingredients
+from pennyweight.study.beside import OPERANDS, check_also, operand_format
 from pennyweight.study.calibration.design import EvaluateOn
 from pennyweight.study.planning.budget import Budget, parse_budget
 from pennyweight.study.units import GRANULARITIES
@@ -45,6 +46,7 @@ class Grid:
     models: tuple[str, ...] = ()  # none: all models of the study
     formats: tuple[str, ...]  # schemes of what is in low precision
     granularities: tuple[str, ...] = ("matmul",)
+    also: tuple[str, ...] = ()  # further units, of the kinds of `study.beside`
     ratios: tuple[float, ...]  # Q_r: parameters in low precision over those of all units
     searches: tuple[Search, ...] = ("random", "exact")
 
@@ -81,9 +83,13 @@ class Part:
 
     model: str
     format: str
-    granularity: str
+    granularity: str  # with the kinds of further units: matmul+qk+pv
     search: Search
     ratio: float  # that was asked for
+
+    @property
+    def also(self) -> tuple[str, ...]:
+        return tuple(self.granularity.split("+")[1:])
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> ScalingStudy:
@@ -145,9 +151,20 @@ def _check_grid(study: ScalingStudy, grid: Grid, where: str) -> None:
             raise RecipeError(
                 f"{where}.granularities: {name!r:.40}; known: {', '.join(GRANULARITIES)}"
             )
+    _check_also(grid, f"{where}.also")
     for ratio in grid.ratios:
         if not 0 < ratio <= 1:
             raise RecipeError(f"{where}.ratios: {ratio}; expected above 0 and at most 1")
+
+
+def _check_also(grid: Grid, where: str) -> None:
+    """Raises UnsupportedError for a format that says nothing of operands."""
+    if grid.also:
+        _check_axis(grid.also, where)
+    check_also(grid.also)
+    for kind, name in itertools.product(grid.also, grid.formats):
+        if kind in OPERANDS:
+            operand_format(name, kind)
 
 
 def _check_axis(values: Sequence[Any], where: str) -> None:
@@ -168,8 +185,9 @@ def parts(study: ScalingStudy) -> Iterator[Part]:
                 grid.formats, grid.granularities, grid.searches, grid.ratios
             ):
                 part = Part(
-                    model=model, format=name, granularity=granularity, search=search, ratio=ratio
-                )
+                    model=model, format=name, granularity="+".join((granularity, *grid.also)),
+                    search=search, ratio=ratio,
+                )  # fmt: skip
                 if part not in seen:
                     seen.add(part)
                     yield part
@@ -180,17 +198,25 @@ def draw(sizes: Mapping[str, int], ratio: float, key: Sequence[Any]) -> tuple[st
 
     The units are shuffled and taken one after the other, each if that does not move the share away
     from the ratio. With many units the share ends within half of the smallest one; with few it is
-    what these allow, so that a study records the share it got. Every random number comes from
+    what these allow, so that a study records the share it got. Of units without parameters, which
+    that says nothing about, the same share by number is drawn. Every random number comes from
     `key`: the same key gives the same units.
     """
     generator, total = Random(" ".join(map(str, key))), sum(sizes.values())
-    order, taken, low = list(sizes), set[str](), 0
+    order, taken, low = [name for name in sizes if sizes[name]], set[str](), 0
     generator.shuffle(order)
     for name in order:
         if abs(low + sizes[name] - ratio * total) <= abs(low - ratio * total):
             taken.add(name)
             low += sizes[name]
+    weightless = [name for name in sizes if not sizes[name]]
+    taken |= set(generator.sample(weightless, share_of(len(weightless), ratio)))
     return tuple(name for name in sizes if name in taken)
+
+
+def share_of(count: int, ratio: float) -> int:
+    """How many are this share of so many, rounded half up."""
+    return math.floor(ratio * count + 0.5)
 
 
 def text_of(text: EvaluateOn) -> dict[str, Any]:
@@ -209,7 +235,7 @@ def loss_budget(text: str) -> Budget:
     Raises RecipeError.
     """
     budget = parse_budget(f"ppl<={text}" if "=" not in text else text)
-    if budget.bounded != "loss":
+    if budget.bounded != "loss" or budget.tasks:
         raise RecipeError(
             f"{text!r}: expected a budget of a loss, as 5% (of perplexity) or kl<=0.05"
         )

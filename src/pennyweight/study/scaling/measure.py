@@ -96,5 +96,7 @@ def bank_of(study: ScalingStudy, model: str, work: Path, workers, progress=None)
         "path": str(resolve_model(model).resolve()), "quantizer": study.quantizer,
         "options": dict(study.options), "seed": study.seed,
     })  # fmt: skip
-    schemes = list(dict.fromkeys(part.format for part in parts(study) if part.model == model))
-    return Bank.make(ingredients, schemes, work / key[:16], workers, progress)
+    mine = [part for part in parts(study) if part.model == model]
+    schemes = list(dict.fromkeys(part.format for part in mine))
+    also = list(dict.fromkeys(kind for part in mine for kind in part.also))
+    return Bank.make(ingredients, schemes, work / key[:16], workers, progress, also=also)
