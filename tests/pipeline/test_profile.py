@@ -13,6 +13,7 @@ from pennyweight.model.load import load_model
 from pennyweight.pipeline.advice import advise
 from pennyweight.pipeline.inject import inject_outliers
 from pennyweight.pipeline.profile import Sampling, outlier_features, profile
+from tests.engines import Sent
 
 SMALL = Sampling(samples=3, tokens=16)
 
@@ -65,6 +66,19 @@ def test_threads_change_nothing_and_the_seed_does(tiny_llama, token_file):
     assert plain(profile(str(tiny_llama), sets, few, threads=3)) == plain(first)
     other = dataclasses.replace(few, seed=1)
     assert plain(profile(str(tiny_llama), sets, other, threads=1)) != plain(first)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+def test_shards_that_others_walked_add_up_to_the_same(save_tiny, token_file, tmp_path, kind):
+    """Six samples are two shards, of four and of two."""
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2} if kind == "mixtral" else {}
+    model, engine = str(save_tiny(kind, **experts)), Sent()
+    sets, sampling = ["random-tokens", str(token_file)], Sampling(samples=6, tokens=8)
+    here = profile(model, sets, sampling, threads=1)
+    assert plain(profile(model, sets, sampling, engine=engine, threads=1)) == plain(here)
+    assert engine.count == 2
+    places = [place.portraits["random-tokens"].tokens for place in here.places]
+    assert kind == "mixtral" or set(places) == {6 * 8}
 
 
 def test_sets_do_not_see_each_other(tiny_llama, token_file):

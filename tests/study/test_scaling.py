@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pennyweight.cli.main import app
-from pennyweight.core import DataError, FormatError, PennyweightError, UnsupportedError
+from pennyweight.core import DataError, FormatError, PennyweightError
+from pennyweight.model.engine import Local
 from pennyweight.records import Store
-from pennyweight.study.engine import Local, make_engine
 from pennyweight.study.scaling import cells as scaling_cells
 from pennyweight.study.scaling.cells import cells_of
 from pennyweight.study.scaling.design import draw, load_study, parse_study, parts
@@ -207,37 +207,3 @@ def test_the_command_prints_the_laws(study, save_tiny, tmp_path, monkeypatch):
     found = json.loads(again.stdout)
     assert len(found["reach"]) == 2 * 2 * 3  # models x granularities x (best, mean, exact)
     assert {row["of"]["statistic"] for row in found["reach"]} == {"best", "mean"}
-
-
-def test_an_engine_that_there_is_not():
-    with pytest.raises(PennyweightError, match="'cloud'; known: local, ray"):
-        make_engine("cloud")
-
-
-def squared(item: int) -> int:
-    if item < 0:
-        raise DataError(f"{item} is below 0")
-    return item * item
-
-
-@pytest.mark.slow
-def test_two_ray_workers_make_the_same_records(study, tmp_path):
-    pytest.importorskip("ray", reason="needs the extra `ray`")
-    plan = parse_study(study)
-    stores = [Store.open(tmp_path / f"{name}.sqlite") for name in ("local", "ray")]
-    engine = make_engine("ray", workers=2)
-    run_scaling(plan, stores[0], tmp_path / "work", threads=1)
-    run_scaling(plan, stores[1], tmp_path / "work", engine=engine, threads=1)
-    seen = [[(r.key, r.metric, r.value, r.lower, r.upper) for r in s.find()] for s in stores]
-    assert seen[0] == seen[1]
-    assert list(engine.map(squared, range(7))) == [squared(item) for item in range(7)]
-    with pytest.raises(DataError, match="-1 is below 0"):
-        list(engine.map(squared, [1, -1, 2]))
-    engine.close()
-
-
-@pytest.mark.slow
-def test_a_cluster_that_is_not_there():
-    pytest.importorskip("ray", reason="needs the extra `ray`")
-    with pytest.raises(UnsupportedError, match=r"no cluster at 127\.0\.0\.1:1"):
-        list(make_engine("ray", address="127.0.0.1:1").map(squared, [1]))

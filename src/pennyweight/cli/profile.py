@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pennyweight.cli.engine import Address, EngineName, RayWorkers, engine_of
 from pennyweight.cli.options import ChatTemplate, Model, SplitAt, TrustRemoteCode
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ def profile_command(
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     split_at: SplitAt = None,
     chat_template: ChatTemplate = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    workers: RayWorkers = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; time only, never the result.")
     ] = None,
@@ -53,6 +57,8 @@ def profile_command(
 
     Walks the blocks one by one; memory holds one block and the sets' hidden states.
     """
+    from functools import partial
+
     from pennyweight.cli.progress import Bar
     from pennyweight.core import Progress
     from pennyweight.pipeline.advice import advise
@@ -63,11 +69,13 @@ def profile_command(
         chat_template=bool(chat_template), trust_remote_code=trust_remote_code,
     )  # fmt: skip
     sets, console = calibrate or ["stdlib"], Console(stderr=True)
-    if quiet:
-        found = profile(model, sets, sampling, threads=threads, progress=Progress())
-    else:
-        with Bar(console) as bar:
-            found = profile(model, sets, sampling, threads=threads, progress=bar)
+    with engine_of(engine, address, workers) as made:
+        run = partial(profile, model, sets, sampling, engine=made, threads=threads)
+        if quiet:
+            found = run(progress=Progress())
+        else:
+            with Bar(console) as bar:
+                found = run(progress=bar)
     for name, made in found.calibration.items():
         for warning in made["warnings"]:
             console.print(f"warning: {name}: {warning}", markup=False, soft_wrap=True)

@@ -1,7 +1,7 @@
 """`pennyweight study scaling`: mixed precision over the sizes of a family."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,12 +9,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pennyweight.cli.engine import Address, EngineName, RayWorkers, engine_of
 from pennyweight.cli.options import Overrides
 
 if TYPE_CHECKING:
-    from pennyweight.records import Store
-    from pennyweight.study.engine import Engine
-    from pennyweight.study.scaling.design import ScalingStudy
     from pennyweight.study.scaling.fit import Findings, Search
 
 RECORDS = "records.sqlite"
@@ -28,12 +26,9 @@ def scaling_command(
         typer.Option(help="A folder for the quantized weights, which stay there. Without it they "
                      "are beside the records and deleted in the end."),
     ] = None,
-    engine: Annotated[str, typer.Option(help="local, or ray (the extra of that name).")] =
-        "local",
-    address: Annotated[str | None, typer.Option(help="Of a Ray cluster that runs.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Ray workers; time only, never the result.")
-    ] = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    workers: RayWorkers = None,
     overrides: Overrides = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; time only, never the result.")
@@ -48,23 +43,17 @@ def scaling_command(
     """
     import shutil
     from dataclasses import asdict
+    from functools import partial
 
     from pennyweight.records import Store
-    from pennyweight.study.engine import make_engine
     from pennyweight.study.scaling.design import load_study, loss_budget
     from pennyweight.study.scaling.fit import findings
-    from pennyweight.study.scaling.run import collect
+    from pennyweight.study.scaling.run import collect, run_scaling
 
     study, store = load_study(file, overrides or []), Store.open(records)
-    options = {"address": address, "workers": workers}
-    made = make_engine(engine, **{k: v for k, v in options.items() if v is not None})
     folder = work or records.with_name(f"{records.name}.work")
-    if engine != "local" and threads is None:
-        threads = 1  # of each worker, which has one CPU
-    try:
-        _run(study, store, folder, made, threads, quiet)
-    finally:
-        made.close()
+    with engine_of(engine, address, workers) as made:
+        _run(partial(run_scaling, study, store, folder, engine=made, threads=threads), quiet)
     if work is None:
         shutil.rmtree(folder)
     found = findings(collect(study, store), [loss_budget(text) for text in study.budgets])
@@ -74,19 +63,15 @@ def scaling_command(
         show(found)
 
 
-def _run(
-    study: "ScalingStudy", store: "Store", folder: Path, engine: "Engine", threads: int | None,
-    quiet: bool,
-) -> None:  # fmt: skip
+def _run(run: Callable[..., Any], quiet: bool) -> None:
     from pennyweight.cli.progress import Bar
     from pennyweight.core import Progress
-    from pennyweight.study.scaling.run import run_scaling
 
     if quiet:
-        run_scaling(study, store, folder, engine=engine, threads=threads, progress=Progress())
+        run(progress=Progress())
         return
     with Bar(Console(stderr=True)) as bar:
-        run_scaling(study, store, folder, engine=engine, threads=threads, progress=bar)
+        run(progress=bar)
 
 
 def show(found: "Findings") -> None:

@@ -4,19 +4,22 @@ import json
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from pennyweight.cli.engine import Address, EngineName, RayWorkers, engine_of
 from pennyweight.cli.options import (
     CalibrateOn,
     Model,
     QuantizerName,
     Samples,
+    SenseOverrides,
     Tokens,
     TrustRemoteCode,
+    sense_options,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +46,12 @@ def sense_command(
         Granularity,
         typer.Option(help="What gets one scheme: a projection, what is fused, a block."),
     ] = Granularity.fused,
+    also: Annotated[
+        str, typer.Option(help="Further units: qk,pv,kv_cache,embeddings,lm_head,router.")
+    ] = "",
+    operands: Annotated[
+        str, typer.Option(help="Formats of qk, pv and kv_cache, as int8,int4_g32.")
+    ] = "int8",
     estimator: Annotated[
         str, typer.Option(help="direct, or a cheaper one: `pennyweight list estimators`.")
     ] = "direct",
@@ -62,12 +71,7 @@ def sense_command(
     calibrate: CalibrateOn = None,
     samples: Samples = None,
     tokens: Tokens = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="quantizer.KEY=VALUE or estimator.KEY=VALUE, as quantizer.damp=0.05."
-        ),
-    ] = None,
+    overrides: SenseOverrides = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     bank: Annotated[
         Path | None, typer.Option(help="A folder where the quantized weights stay, to be reused.")
@@ -78,6 +82,9 @@ def sense_command(
     compare: Annotated[
         bool, typer.Option("--compare", help="Measure how well every estimator does.")
     ] = False,
+    engine: EngineName = "local",
+    address: Address = None,
+    workers: RayWorkers = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; time only, never the result.")
     ] = None,
@@ -99,7 +106,7 @@ def sense_command(
     from pennyweight.study.sensitivity.sense import Places, sense
     from pennyweight.study.sensitivity.sensing import TEXT, Request
 
-    options = _options(overrides or [])
+    options = sense_options(overrides)
     texts = tuple(calibrate) if calibrate else None
     calibration = {"data": texts, "samples": samples, "tokens": tokens, "split_at": split_at}
     request = Request(
@@ -111,8 +118,10 @@ def sense_command(
             seed=seed,
             trust_remote_code=trust_remote_code,
         ),
-        schemes=tuple(name.strip() for name in schemes.split(",") if name.strip()),
+        schemes=_names(schemes),
         granularity=granularity.value,
+        also=_names(also),
+        operands=_names(operands),
         estimator=estimator,
         options=options["estimator"],
         data=tuple(data or TEXT),
@@ -122,10 +131,11 @@ def sense_command(
         ),
     )
     progress = Progress() if quiet else Bar(Console(stderr=True))
-    table, comparison = sense(
-        request, Places(output=output, bank=bank, records=records, keep_work=keep_work),
-        compared=compare, threads=threads, progress=progress,
-    )  # fmt: skip
+    with engine_of(engine, address, workers) as made:
+        table, comparison = sense(
+            request, Places(output=output, bank=bank, records=records, keep_work=keep_work),
+            compared=compare, engine=made, threads=threads, progress=progress,
+        )  # fmt: skip
     if as_json:
         found = asdict(table) | ({"comparison": comparison.to_dict()} if comparison else {})
         typer.echo(json.dumps(found, indent=2))
@@ -133,14 +143,8 @@ def sense_command(
         _show(table, comparison, Console())
 
 
-def _options(overrides: list[str]) -> dict[str, dict[str, Any]]:
-    from pennyweight.core import RecipeError
-    from pennyweight.pipeline.recipe import override
-
-    found = override({"quantizer": {}, "estimator": {}}, overrides)
-    if len(found) > 2:
-        raise RecipeError(f"--set: expected quantizer.KEY or estimator.KEY, found {list(found)[2]}")
-    return found
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _show(table: "Sensitivity", comparison: "Comparison | None", console: Console) -> None:
@@ -155,7 +159,7 @@ def _show(table: "Sensitivity", comparison: "Comparison | None", console: Consol
     console.print(
         f"{table.model}: mean KL in nats a token by the estimator {table.estimator}, and bits a "
         f"weight; {table.quantizer}; {settings['tokens']} tokens of {', '.join(settings['data'])}; "
-        "- is a scheme whose groups do not divide the unit's rows",
+        "- is a scheme that the unit is not tried in, or whose groups do not divide its rows",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
 
@@ -171,9 +175,9 @@ def _losses(table: "Sensitivity") -> Table:
     for unit in table.units:
         cells = []
         for scheme in schemes:
-            loss = unit.options.get(scheme)
-            bits = loss.stored_bits / unit.parameters if loss else 0.0
-            cells.append(f"{loss.value:.3g} ({bits:.2f})" if loss else "-")
+            loss, weights = unit.options.get(scheme), unit.parameters
+            bits = f" ({loss.stored_bits / weights:.2f})" if loss and weights else ""
+            cells.append(f"{loss.value:.3g}{bits}" if loss else "-")
         shown.add_row(unit.name, *cells)
     return shown
 

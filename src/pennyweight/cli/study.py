@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pennyweight.cli.engine import Address, EngineName, RayWorkers, engine_of
 from pennyweight.cli.options import Overrides
 from pennyweight.cli.scaling import scaling_command
 
@@ -28,6 +29,9 @@ def calibration_command(
     file: Annotated[Path, typer.Argument(help="A study in TOML.", show_default=False)],
     records: Annotated[Path, typer.Option(help="The store of results.")] = Path(RECORDS),
     metric: Annotated[str, typer.Option(help="What the tables show.")] = "kl_nats",
+    engine: EngineName = "local",
+    address: Address = None,
+    workers: RayWorkers = None,
     overrides: Overrides = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; time only, never the result.")
@@ -40,6 +44,8 @@ def calibration_command(
     Interrupted, the same command measures what is missing. Other metrics: perplexity,
     perplexity_change_percent, top1_agreement_percent.
     """
+    from functools import partial
+
     from pennyweight.cli.progress import Bar
     from pennyweight.core import Progress, RecipeError
     from pennyweight.records import Store
@@ -49,11 +55,13 @@ def calibration_command(
     if metric not in METRICS:
         raise RecipeError(f"--metric {metric}: expected one of {', '.join(METRICS)}")
     study, store = load_study(file, overrides or []), Store.open(records)
-    if quiet:
-        run_study(study, store, threads=threads, progress=Progress())
-    else:
-        with Bar(Console(stderr=True)) as bar:
-            run_study(study, store, threads=threads, progress=bar)
+    with engine_of(engine, address, workers) as made:
+        run = partial(run_study, study, store, engine=made, threads=threads)
+        if quiet:
+            run(progress=Progress())
+        else:
+            with Bar(Console(stderr=True)) as bar:
+                run(progress=bar)
     _show(collect(study, store, metric), metric, as_json)
 
 

@@ -1,16 +1,23 @@
-"""Carry out a study of calibration sets: every cell that the store does not hold yet."""
+"""Carry out a study of calibration sets: every cell that the store does not hold yet.
+
+The process that runs this writes the records; an engine makes and measures the models.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pennyweight.core import CheckpointError, Progress
 from pennyweight.core.record import Record, record_key
 from pennyweight.evaluate import Evaluation, Interval
 from pennyweight.model.checkpoint import Checkpoint, read_json
+from pennyweight.model.engine import Engine, Local, threads_of
 from pennyweight.model.resolve import resolve_model
+from pennyweight.model.workers import start_workers
 from pennyweight.pipeline.evaluate import evaluate
 from pennyweight.pipeline.quantize import Result, quantize
 from pennyweight.records import Clock, Store, provenance
@@ -29,44 +36,64 @@ def run_study(
     study: CalibrationStudy,
     store: Store,
     *,
+    engine: Engine | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> int:
     """Measure what is missing; returns how many cells that were.
 
     The records of a cell are written together when it is done, so that a study that was stopped
-    continues with the next one. Another process may work on the same store.
+    continues with the next one. Another process may work on the same store. `threads` and the
+    engine change the time and nothing else.
     """
-    progress, done = progress or Progress(), store.keys(study.name)
+    progress, engine, done = progress or Progress(), engine or Local(), store.keys(study.name)
     fingerprint = Checkpoint.open(resolve_model(study.model)).fingerprint
     wanted = [(cell, subject_of(study, cell, fingerprint)) for cell in cells(study)]
     missing = [(cell, s) for cell, s in wanted if record_key(s) not in done]
     if len(missing) < len(wanted):
         progress.say(f"{len(wanted) - len(missing)} of {len(wanted)} results are there already")
-    for number, (cell, subject) in enumerate(missing, 1):
+    measure = Measure(
+        study=study, folder=store.path.parent.resolve(), threads=threads_of(engine, threads)
+    )
+    progress.say(f"{len(missing)} models to be made and measured")
+    for number, records in enumerate(engine.map(measure, missing), 1):
+        store.add(records)
+        cell = missing[number - 1][0]
         progress.say(
             f"{number} of {len(missing)}: {cell.method} on {cell.set}, {cell.samples} samples, "
             f"seed {cell.seed}"
         )
-        store.add(_measure(study, cell, subject, store.path.parent, threads))
     return len(missing)
 
 
-def _measure(
-    study: CalibrationStudy, cell: Cell, subject: dict, folder: Path, threads: int | None
-) -> list[Record]:
-    clock = Clock()
-    with tempfile.TemporaryDirectory(prefix=".study-", dir=folder) as temporary:
-        made = quantize(recipe_of(study, cell), Path(temporary) / "out", threads=threads)
-        found = evaluate(
-            made.path, against=study.model, data=study.evaluate.data,
-            split_at=study.evaluate.split_at, settings=study.evaluate.settings,
-        )  # fmt: skip
-        return list(_records(study, subject, made, found, clock))
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """(cell, its subject) -> its records. It can be sent to another process."""
+
+    study: CalibrationStudy
+    folder: Path  # where a model is while it is measured; every process must see the same one
+    threads: int | None = None
+
+    def __call__(self, item: tuple[Cell, Mapping[str, Any]]) -> list[Record]:
+        (cell, subject), clock, on = item, Clock(), self.study.evaluate
+        with tempfile.TemporaryDirectory(prefix=".study-", dir=self.folder) as temporary:
+            made = quantize(
+                recipe_of(self.study, cell), Path(temporary) / "out", threads=self.threads
+            )
+            with start_workers(1):  # products that are split over threads depend on their number
+                found = evaluate(
+                    made.path, against=self.study.model, data=on.data, split_at=on.split_at,
+                    settings=on.settings,
+                )  # fmt: skip
+            return list(_records(self.study, subject, made, found, clock))
 
 
 def _records(
-    study: CalibrationStudy, subject: dict, made: Result, found: Evaluation, clock: Clock
+    study: CalibrationStudy,
+    subject: Mapping[str, Any],
+    made: Result,
+    found: Evaluation,
+    clock: Clock,
 ) -> Iterator[Record]:
     assert found.comparison is not None, "every cell is measured against its model"
     proof, common = read_json(made.path / "proof.json"), provenance(clock)

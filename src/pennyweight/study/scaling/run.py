@@ -20,15 +20,23 @@ from pennyweight.core.record import Record, record_key
 from pennyweight.evaluate import Interval
 from pennyweight.evaluate.intervals import CONFIDENCE
 from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
+from pennyweight.model.engine import Engine, Local, threads_of
 from pennyweight.model.workers import start_workers
 from pennyweight.model.writer import disk_errors
 from pennyweight.records import Store
 from pennyweight.study.bank import Bank
-from pennyweight.study.engine import Engine, Local
 from pennyweight.study.planning.candidate import figures
 from pennyweight.study.planning.costs import code_bits
 from pennyweight.study.scaling.cells import Cell, cells_of
-from pennyweight.study.scaling.design import Part, ScalingStudy, draw, low_bits, parts, text_of
+from pennyweight.study.scaling.design import (
+    Part,
+    ScalingStudy,
+    draw,
+    low_bits,
+    parts,
+    share_of,
+    text_of,
+)
 from pennyweight.study.scaling.measure import Measure, Mix, Outcome, bank_of
 from pennyweight.study.sensitivity.table import Loss, Sensitivity, UnitLoss, check_finite
 from pennyweight.study.units import Unit, units
@@ -54,7 +62,7 @@ def run_scaling(
     progress, engine = progress or Progress(), engine or Local()
     with disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
-    measure, count = Measure(study, work.resolve(), threads), 0
+    measure, count = Measure(study, work.resolve(), threads_of(engine, threads)), 0
     try:
         for model in study.models:
             wanted = [part for part in parts(study) if part.model == model]
@@ -144,16 +152,17 @@ class Searches:
                 value=interval.value, lower=interval.low if has_ends else None,
                 upper=interval.high if has_ends else None,
                 confidence=CONFIDENCE if has_ends else None,
-                plan=self.bank.plans[outcome.mix.format].digest, data=outcome.data,
+                plan=self.bank.plan(outcome.mix.format), data=outcome.data,
                 seed=self.study.seed, detail=trial.detail, **outcome.made,
             )  # fmt: skip
 
     def _units(self, format: str, granularity: str) -> tuple[Unit, ...]:
         """Raises FormatError where a unit cannot take the format: its Q_r would be another one."""
-        found = units(self.bank.survey, granularity)
+        granularity, *also = granularity.split("+")
+        found = units(self.bank.survey, granularity, also)
         for tensor in (tensor for unit in found for tensor in unit.tensors):
             if not self.bank.takes(tensor, format):
-                why = self.bank.missing[tensor, format]
+                why = self.bank.fault(tensor, format)
                 raise FormatError(
                     f"{self.bank.ingredients.model}: {tensor}: {why}; leave the format out for "
                     "this model with a `models` key in its grid"
@@ -200,23 +209,29 @@ class Searches:
             yield self._trial(part, found, low, self._subject(part, "random", number))
 
     def _exact(self, part: Part, losses: Mapping[str, float]) -> Trial:
-        """The units of least summed loss that hold at least this share of the parameters."""
+        """The units of least summed loss that hold at least this share of the parameters, and of
+        those without parameters the same share by number."""
         found = self._units(part.format, part.granularity)
         chosen = self._cheapest(part, found, losses)
         subject = self._subject(part, "exact", 0) | {"sense": text_of(self.study.sense)}
         return self._trial(part, found, chosen, subject)
 
     def _cheapest(self, part: Part, found: Sequence[Unit], losses: Mapping[str, float]) -> set[str]:
-        offers = []
+        offers, weightless = [], dict[str, float]()
         for unit in found:
             loss = losses[record_key(self._single(part.format, unit))]
+            if not self._parameters(unit):
+                weightless[unit.name] = loss
+                continue
             low = Option(scheme=part.format, loss=loss, cost=0.0)
             high = Option(scheme=UNTOUCHED, loss=0.0, cost=float(self._parameters(unit)))
             offers.append(Choosing(name=unit.name, options=(low, high)))
         total = sum(map(self._parameters, found))
         problem = Problem(units=tuple(offers), minimise="loss", budget=(1 - part.ratio) * total)
         schemes = Exact()(problem).schemes
-        return {name for name, scheme in schemes.items() if scheme != UNTOUCHED}
+        order = sorted(weightless, key=lambda name: weightless[name])
+        least = order[: share_of(len(order), part.ratio)]
+        return {name for name, scheme in schemes.items() if scheme != UNTOUCHED} | set(least)
 
     def _trial(
         self, part: Part, found: Sequence[Unit], low: set[str], subject: Mapping[str, Any]
@@ -235,11 +250,17 @@ class Searches:
             "parameters": self._model_parameters(),
             "parameters_considered": sum(map(self._parameters, found)),
             "units": len(found), "low": sorted(low),
+            **self._operand_ratio(found, low),
             "quantization_ratio": took.quantization_ratio,
             "quantization_ratio_with_scales": took.quantization_ratio_with_scales,
             "bits_per_weight": took.bits_per_weight,
             "block_size": self._block_size(found, mix.format),
         }  # fmt: skip
+
+    def _operand_ratio(self, found: Sequence[Unit], low: set[str]) -> dict[str, float]:
+        """Of the units without parameters, how many are low; nothing if there are none."""
+        names = {unit.name for unit in found if not self._parameters(unit)}
+        return {"operand_ratio": len(names & low) / len(names)} if names else {}
 
     def _table(self, found: Sequence[Unit], format: str) -> Sensitivity:
         """Sizes alone; nothing looks at its losses."""
@@ -262,7 +283,7 @@ class Searches:
         )  # fmt: skip
 
     def _parameters(self, unit: Unit) -> int:
-        return sum(math.prod(self.bank.survey.by_tensor[t].shape) for t in unit.tensors)
+        return sum(map(self.bank.parameters, unit.tensors))
 
     def _model_parameters(self) -> int:
         """Of the whole model as the checkpoint stores it: a tied embedding counts once."""
@@ -273,6 +294,7 @@ class Searches:
         """Q_b: weights per scale, on average (for one scale a row or tensor that is how the paper
         counts)."""
         weight = parse_scheme(format).weight
-        shapes = [self.bank.survey.by_tensor[t].shape for unit in found for t in unit.tensors]
+        tensors = [t for unit in found for t in unit.tensors]
+        shapes = [shape for t in tensors if (shape := self.bank.shape(t))]
         scales = sum(math.prod(weight.groups(*shape)) for shape in shapes)
         return sum(map(math.prod, shapes)) / scales

@@ -15,9 +15,10 @@ from scipy.stats import spearmanr
 from pennyweight.core import CheckpointError, Progress, UnsupportedError
 from pennyweight.core.record import Record
 from pennyweight.evaluate import Interval
+from pennyweight.model.engine import Engine
 from pennyweight.model.writer import disk_errors
 from pennyweight.study.sensitivity.estimators import ESTIMATORS
-from pennyweight.study.sensitivity.sensing import Request, Sensing
+from pennyweight.study.sensitivity.sensing import Places, Request, Sensing
 from pennyweight.study.sensitivity.table import Sensitivity
 
 MEASURED = "direct"  # the estimator that the others are compared with
@@ -58,33 +59,24 @@ class Comparison:
         return asdict(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Places:
-    """Where a table goes, and what is made on the way."""
-
-    output: Path  # the table
-    bank: Path | None = None  # a folder in which the quantized weights stay, for the next table
-    records: Path | None = None  # a file to which the measurements are added
-    keep_work: bool = False  # the folder `<output>.work`, else deleted in the end
-
-
 def sense(
     request: Request,
     places: Places,
     *,
     compared: bool = False,
+    engine: Engine | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Sensitivity, Comparison | None]:
     """Write the table of a request to a file; with `compared` say also how the estimators do.
 
     Work goes into the folder `<output>.work`; interrupted, the same call continues there. `threads`
-    changes the time and nothing else. Raises a PennyweightError for anything a user can cause;
-    `output` is then what it was.
+    and the engine, which measures the units one by one, change the time and nothing else. Raises a
+    PennyweightError for anything a user can cause; `output` is then what it was.
     """
     work = _work(places.output)
     with Sensing.open(
-        request, work, bank=places.bank, records=places.records, threads=threads, progress=progress
+        request, work, places=places, engine=engine, threads=threads, progress=progress
     ) as sensing:
         table = sensing.table(sensing.estimate(request.estimator, request.options))
         comparison = compare(sensing) if compared else None
@@ -100,7 +92,7 @@ def compare(sensing: Sensing) -> Comparison:
     measured = sensing.estimate(MEASURED, {})
     rankings = tuple(_ranking(sensing, name, measured) for name in ESTIMATORS)
     additivity = []
-    for scheme in sensing.bench.bank.schemes:
+    for scheme in sensing.schemes:
         total = sum(r.value for r in measured if r.subject["scheme"] == scheme)
         once = sensing.together(scheme)
         low, high = (math.nan if end is None else end for end in (once.lower, once.upper))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from pennyweight.core.record import Record, record_key
 from pennyweight.evaluate import Settings
 from pennyweight.evaluate.intervals import CONFIDENCE
 from pennyweight.formats.schemes import UNTOUCHED
-from pennyweight.model.workers import start_workers
+from pennyweight.model.engine import Engine, Local, threads_of
+from pennyweight.model.workers import Workers, start_workers
 from pennyweight.model.writer import disk_errors
 from pennyweight.pipeline.recipe import make_from
 from pennyweight.records import Store, provenance
 from pennyweight.study.bank import Bank, Ingredients
+from pennyweight.study.beside import OPERANDS, operand_format
 from pennyweight.study.sensitivity.estimators import ESTIMATORS
-from pennyweight.study.sensitivity.estimators.base import Bench, Estimate
+from pennyweight.study.sensitivity.estimators.base import Bench, Contextual, Estimate
 from pennyweight.study.sensitivity.estimators.direct import Direct
 from pennyweight.study.sensitivity.table import Loss, Sensitivity, UnitLoss, check_finite
 from pennyweight.study.texts import read_texts
@@ -44,11 +47,23 @@ class Request:
     ingredients: Ingredients
     schemes: tuple[str, ...]
     granularity: str = "fused"
+    also: tuple[str, ...] = ()  # kinds of `study.beside`
+    operands: tuple[str, ...] = ("int8",)  # formats of those kinds that have no weights
     estimator: str = "direct"
     options: Mapping[str, Any] = field(default_factory=dict)  # fields of the estimator
     data: tuple[str, ...] = TEXT
     split_at: str | None = None
     settings: Settings = field(default_factory=text_settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where a table goes, and what is made on the way."""
+
+    output: Path  # the table
+    bank: Path | None = None  # a folder in which the quantized weights stay, for the next table
+    records: Path | None = None  # a file to which the measurements are added
+    keep_work: bool = False  # the folder `<output>.work`, else deleted in the end
 
 
 @dataclass(frozen=True)
@@ -67,31 +82,26 @@ class Sensing:
         request: Request,
         work: Path,
         *,
-        bank: Path | None = None,
-        records: Path | None = None,
+        places: Places | None = None,
+        engine: Engine | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Sensing]:
-        """work: a folder for what an interrupted run continues from; `bank` and `records` are in
-        it unless they are to be elsewhere. Raises all that quantizing and reading text raise."""
-        progress = progress or Progress()
+        """work: a folder for what an interrupted run continues from; bank and records are in it
+        unless `places` has them elsewhere. Raises all that quantizing and reading text raise."""
+        progress, engine = progress or Progress(), engine or Local()
         with disk_errors(work):
             work.mkdir(parents=True, exist_ok=True)
-        store = Store.open(records or work / "records.sqlite")
+        bank = (places and places.bank) or work / "bank"
+        store = Store.open((places and places.records) or work / "records.sqlite")
         ESTIMATORS[request.estimator]  # an unknown name before anything is done
         with start_workers(threads) as workers:
-            filled = Bank.make(
-                request.ingredients, request.schemes, bank or work / "bank", workers, progress
-            )
-            found = units(filled.survey, request.granularity)
-            swaps = Swaps.load(filled)
-            texts = read_texts(
-                filled.path, swaps.model, request.data, split_at=request.split_at,
-                settings=request.settings,
-            )  # fmt: skip
+            filled = _bank(request, bank, workers, progress)
+            found = units(filled.survey, request.granularity, request.also)
             bench = Bench(
-                bank=filled, trials=Trials(swaps, texts, workers, work), folder=work,
-                workers=workers, seed=request.ingredients.seed, progress=progress,
+                bank=filled, trials=_trials(request, filled, workers, work), folder=work,
+                workers=workers, seed=request.ingredients.seed, progress=progress, engine=engine,
+                opening=partial(opened, request, filled.folder, threads_of(engine, threads)),
             )  # fmt: skip
             yield cls(request, bench, found, store)
 
@@ -100,16 +110,27 @@ class Sensing:
 
         Raises FormatError for a scheme that fits no unit.
         """
-        bank, found = self.bench.bank, []
+        bank, found, faults = self.bench.bank, [], dict[str, str]()
         for unit in self.units:
-            for scheme in bank.schemes:
-                if all(bank.takes(tensor, scheme) for tensor in unit.tensors):
+            for scheme in self._candidates(unit):
+                odd = [tensor for tensor in unit.tensors if not bank.takes(tensor, scheme)]
+                if odd:
+                    faults.setdefault(scheme, bank.fault(odd[0], scheme))
+                else:
                     found.append((unit, scheme))
-        for scheme in bank.schemes:
+        for scheme, fault in faults.items():
             if all(name != scheme for _, name in found):
-                why = next(why for (_, name), why in bank.missing.items() if name == scheme)
-                raise FormatError(f"no unit can take it as a whole: {why}")
+                raise FormatError(f"no unit can take it as a whole: {fault}")
         return found
+
+    @property
+    def schemes(self) -> tuple[str, ...]:
+        """Everything that some unit is tried in, without W16A16."""
+        return tuple(dict.fromkeys(scheme for unit in self.units for scheme in
+                                   self._candidates(unit)))  # fmt: skip
+
+    def _candidates(self, unit: Unit) -> tuple[str, ...]:
+        return self.request.operands if unit.kind in OPERANDS else self.bench.bank.schemes
 
     def estimate(self, name: str, options: Mapping[str, Any]) -> list[Record]:
         """The records of every wanted estimate, in order; those that exist are not made again.
@@ -117,8 +138,9 @@ class Sensing:
         Raises NumericalError naming the unit for a value that is not finite.
         """
         make, known = make_from(ESTIMATORS, name, options, "sense"), self._known()
+        around = {"around": make.context(self.bench)} if isinstance(make, Contextual) else {}
         subjects = {
-            (unit.name, scheme): self._subject(unit, scheme, name, make)
+            (unit.name, scheme): self._subject(unit, scheme, name, make) | around
             for unit, scheme in self.wanted()
         }
         keys = {place: record_key(subject) for place, subject in subjects.items()}
@@ -134,7 +156,8 @@ class Sensing:
             if record.key not in known:
                 self.store.add([record])
                 known[record.key] = record
-            self.bench.progress.say(f"{one.unit.name} {one.scheme}: {one.value:.3g} nats")
+            if not make.together:  # those come all at once: nobody waits for the next
+                self.bench.progress.say(f"{one.unit.name} {one.scheme}: {one.value:.3g} nats")
         return [known[key] for key in keys.values()]
 
     def together(self, scheme: str) -> Record:
@@ -146,7 +169,8 @@ class Sensing:
         known, spent = self._known(), Meter(self.bench)
         if record := known.get(record_key(subject)):
             return record
-        (one,) = Direct()(self.bench, [(whole, scheme)])
+        here = dataclasses.replace(self.bench, engine=Local())  # one trial is not worth a worker
+        (one,) = Direct()(here, [(whole, scheme)])
         record = self._record(subject, one, spent.lap())
         self.store.add([record])
         return record
@@ -171,12 +195,13 @@ class Sensing:
         self, subject: dict[str, Any], estimate: Estimate, cost: dict[str, float]
     ) -> Record:
         bank = self.bench.bank
-        made: dict[str, Any] = {**provenance(), "wall_time_s": cost.pop("wall_s")}
+        here: dict[str, Any] = {**provenance(), "wall_time_s": cost.pop("wall_s")}
+        made = here | dict(estimate.made)
         return Record(
             study=STUDY, key=record_key(subject), subject=subject, metric="kl_nats",
             value=estimate.value, lower=estimate.lower, upper=estimate.upper,
             confidence=None if estimate.lower is None else CONFIDENCE,
-            plan=bank.plans[estimate.scheme].digest, data=self.bench.trials.texts.digest,
+            plan=bank.plan(estimate.scheme), data=self.bench.trials.texts.digest,
             seed=self.bench.seed, detail=cost, **made,
         )  # fmt: skip
 
@@ -185,7 +210,7 @@ class Sensing:
         found = {(r.subject["unit"], r.subject["scheme"]): r for r in records}
         settings = {
             **asdict(texts.settings), "data": list(texts.data), "split_at": texts.split_at,
-            "tokens": texts.scored, "schemes": list(bank.schemes), "seed": self.bench.seed,
+            "tokens": texts.scored, "schemes": list(self.schemes), "seed": self.bench.seed,
             "quantizer_options": dict(bank.ingredients.options),
             "estimator_options": dict(request.options),
             "calibrate": asdict(bank.ingredients.calibrate) if bank.calibration else None,
@@ -203,16 +228,44 @@ class Sensing:
         bits = lambda scheme: sum(bank.stored_bits(tensor, scheme) for tensor in unit.tensors)
         options = {
             scheme: Loss(value=r.value, lower=r.lower, upper=r.upper, stored_bits=bits(scheme))
-            for scheme in bank.schemes
+            for scheme in self._candidates(unit)
             if (r := found.get((unit.name, scheme)))
         }
         none = Loss(value=0.0, lower=0.0, upper=0.0, stored_bits=bits(UNTOUCHED))
-        sizes = [bank.survey.by_tensor[tensor].shape for tensor in unit.tensors]
         return UnitLoss(
             name=unit.name, kind=unit.kind, tensors=unit.tensors,
-            parameters=sum(rows * cols for rows, cols in sizes),
+            parameters=sum(map(bank.parameters, unit.tensors)),
             options={**options, UNTOUCHED: none},
         )  # fmt: skip
+
+
+@contextmanager
+def opened(request: Request, bank: Path, threads: int | None) -> Iterator[Trials]:
+    """The trials of a request whose bank another process has filled."""
+    with start_workers(threads) as workers:
+        filled = _bank(request, bank, workers)
+        yield _trials(request, filled, workers, bank)
+
+
+def _bank(
+    request: Request, folder: Path, workers: Workers, progress: Progress | None = None
+) -> Bank:
+    """Raises UnknownNameError, UnsupportedError for a format of operands that is none, before
+    anything is quantized."""
+    for kind in OPERANDS:
+        for name in request.operands if kind in request.also else ():
+            operand_format(name, kind)
+    return Bank.make(
+        request.ingredients, request.schemes, folder, workers, progress, also=request.also
+    )
+
+
+def _trials(request: Request, bank: Bank, workers: Workers, folder: Path) -> Trials:
+    swaps = Swaps.load(bank)
+    texts = read_texts(
+        bank.path, swaps.model, request.data, split_at=request.split_at, settings=request.settings
+    )
+    return Trials(swaps, texts, workers, folder)
 
 
 class Meter:

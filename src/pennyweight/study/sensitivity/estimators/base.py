@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from pennyweight.core import Progress, Registry, UnsupportedError
 from pennyweight.formats.schemes import parse_scheme
+from pennyweight.model.engine import Engine, Local
 from pennyweight.model.workers import Workers
 from pennyweight.study.bank import Bank
+from pennyweight.study.gauge import Gauge, Measured, Opening
 from pennyweight.study.trial import Trials
 from pennyweight.study.units import Unit
 
@@ -34,6 +36,14 @@ class Bench:
     seed: int = 0
     progress: Progress = field(default_factory=Progress)
     spent: Spent = field(default_factory=Spent)
+    engine: Engine = field(default_factory=Local)
+    opening: Opening | None = None  # of the same trials by another process of the engine
+
+    def measure(self, mixes: Sequence[Mapping[str, str]]) -> Iterator[Measured]:
+        """What each mix lost, in order, whoever measured it; its forward pass is counted."""
+        for found in self.engine.map(Gauge(self.trials, self.opening), mixes):
+            self.spent.forward += self.trials.texts.scored
+            yield found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +55,7 @@ class Estimate:
     value: float
     lower: float | None = None  # ends of the 95 % interval, where the estimator knows one
     upper: float | None = None
+    made: Mapping[str, Any] = field(default_factory=dict)  # provenance, if not of this process
 
 
 Wanted = Sequence[tuple[Unit, str]]
@@ -66,8 +77,24 @@ class Estimator(Protocol):
         ...
 
 
+@runtime_checkable
+class Contextual(Estimator, Protocol):
+    """An estimator whose estimates depend on more than the unit, its scheme and the options."""
+
+    def context(self, bench: Bench) -> str:
+        """What the rest is, as a digest: part of what a record is found by."""
+        ...
+
+
 def require_weight_only(bench: Bench, wanted: Wanted, name: str) -> None:
-    """Raises UnsupportedError naming the first scheme that rounds inputs as well."""
+    """Raises UnsupportedError naming the first unit that is no linear of a block, or scheme that
+    rounds inputs as well."""
+    for unit, _ in wanted:
+        if not bench.bank.survey.by_tensor.keys() >= set(unit.tensors):
+            raise UnsupportedError(
+                f"{name} looks at weights of linears in blocks alone, and {unit.name} is none; use "
+                "the estimator direct, or leave these units out"
+            )
     dtype = bench.bank.survey.skeleton.dtype
     for scheme in dict.fromkeys(scheme for _, scheme in wanted):
         if parse_scheme(scheme, dtype).activation is not None:

@@ -17,11 +17,11 @@ class Direct:
     cost: ClassVar[str] = "one forward pass for each unit and scheme"
 
     def __call__(self, bench: Bench, wanted: Wanted) -> Iterator[Estimate]:
-        for unit, scheme in wanted:
-            kl = bench.trials.measure(dict.fromkeys(unit.tensors, scheme)).kl
-            bench.spent.forward += bench.trials.texts.scored
+        found = bench.measure([dict.fromkeys(unit.tensors, scheme) for unit, scheme in wanted])
+        for (unit, scheme), measured in zip(wanted, found, strict=True):
+            kl = measured.trial.kl
             known = kl.low == kl.low  # nan where there is nothing to resample
             yield Estimate(
                 unit=unit, scheme=scheme, value=kl.value, lower=kl.low if known else None,
-                upper=kl.high if known else None,
+                upper=kl.high if known else None, made=measured.made,
             )  # fmt: skip
