@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pennyweight.core import RecipeError, UnsupportedError
+from pennyweight.core import RecipeError
 from pennyweight.study.planning.budget import Budget, parse_budget
+from pennyweight.study.scaling.design import loss_budget
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,11 @@ def test_budgets_that_are_understood(text, name, limit, bounded, measured):
         ("ratio>=1.5", "at most 1"),
         ("kl<=0.1 on arc_easy", "takes no task"),
         ("recovery>=99%", "takes 'on TASK' after it"),
+        ("recovery>=99% on ,", "takes 'on TASK' after it"),
+        ("recovery<=99% on piqa", "recovery is bounded by >="),
+        ("recovery>=0.99 on piqa", "a number with a % sign"),
+        ("recovery>=100% on piqa", "less than 100 %"),
+        ("recovery>=0% on piqa", "above 0"),
     ],
 )
 def test_budgets_that_are_not(text, message):
@@ -54,9 +60,28 @@ def test_budgets_that_are_not(text, message):
         parse_budget(text)
 
 
-def test_recovery_says_what_to_do_instead():
-    with pytest.raises(UnsupportedError, match=r"--tasks arc_easy"):
-        parse_budget("recovery>=99% on arc_easy")
+@pytest.mark.parametrize(
+    ("on", "tasks"),
+    [
+        ("arc_easy", ("arc_easy",)),
+        ("piqa, my task.jsonl", ("piqa", "my task.jsonl")),
+        ("a folder/copa.jsonl.gz ", ("a folder/copa.jsonl.gz",)),
+    ],
+)
+def test_a_recovery_is_of_tasks_and_what_may_be_lost_is_the_rest(on, tasks):
+    budget = parse_budget(f" recovery >= 98.5 % on {on}")
+    assert budget == Budget(name="recovery", limit=98.5, tasks=tasks)
+    assert (budget.allowed, budget.bounded, budget.measured) == (1.5, "loss", "score_loss_percent")
+    assert parse_budget(str(budget)) == budget
+
+
+def test_laws_are_of_losses_that_sizes_share():
+    with pytest.raises(RecipeError, match="expected a budget of a loss"):
+        loss_budget("recovery>=99% on piqa")
+
+
+def test_what_others_allow_is_their_limit():
+    assert parse_budget("kl<=0.02").allowed == 0.02 and parse_budget("bits<=4.5").allowed == 4.5
 
 
 def test_perplexity_in_nats():

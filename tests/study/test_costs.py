@@ -10,6 +10,7 @@ from pennyweight.study.planning.costs import (
     code_bits,
     is_low,
     measured_costs,
+    priced,
     ratio_costs,
     size_costs,
 )
@@ -97,3 +98,35 @@ def test_a_shape_that_was_not_measured(tmp_path):
         costs.of(FUSED, "W4A16_g32")
     with pytest.raises(RecipeError, match="no such file"):
         measured_costs(tmp_path / "none.json", SHAPES)
+
+
+def without(scheme, shape=None):
+    return {"scheme": scheme, "shape": shape, "why": "no kernel"}
+
+
+def test_what_no_kernel_takes_is_no_option_and_what_was_forgotten_is_an_error(tmp_path):
+    """W4 has a kernel for the fused product alone; W8 was left out of one of its parts."""
+    path = write(
+        tmp_path / "costs.json", [cost([96, 64], 2.5), cost([64, 64], 1.0, "W16A16")],
+        left_out=[without("W4A16_g32", [32, 64]), without("W8A16_g32", [32, 64]), without("W8A8")],
+        measured={"machine": "this one"},
+    )  # fmt: skip
+    costs = measured_costs(path, SHAPES)
+    assert costs.schemes == ("W4A16_g32", "W16A16")
+    assert costs.offers(FUSED, "W4A16_g32") and not costs.offers(FUSED, "W8A16_g32")
+    assert costs.offers(FUSED, "W16A16")  # for which there is no number: asking for it says so
+    with pytest.raises(RecipeError, match="measure it, or leave the scheme out"):
+        costs.of(FUSED, "W16A16")
+
+
+def test_seconds_at_a_price(tmp_path):
+    """3 s at 7.2 an hour are 0.006."""
+    parts = [cost([64, 64], 2.0), cost([32, 64], 1.0)]
+    costs = priced(measured_costs(write(tmp_path / "costs.json", parts), SHAPES), 7.2)
+    assert costs.name == "cost" and costs.of(FUSED, "W4A16_g32") == pytest.approx(0.006)
+    for price in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(RecipeError, match="expected a number above 0"):
+            priced(measured_costs(tmp_path / "costs.json", SHAPES), price)
+    micro = measured_costs(write(tmp_path / "us.json", parts, unit="us"), SHAPES)
+    with pytest.raises(RecipeError, match="expected seconds"):
+        priced(micro, 1.0)

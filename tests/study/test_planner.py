@@ -14,6 +14,7 @@ from pennyweight.evaluate import Settings
 from pennyweight.pipeline.evaluate import evaluate
 from pennyweight.pipeline.quantize import quantize
 from pennyweight.pipeline.recipe import load_recipe
+from pennyweight.pipeline.tasks import TaskSettings
 from pennyweight.records import Store
 from pennyweight.study.planning.budget import parse_budget
 from pennyweight.study.planning.pins import parse_pin
@@ -164,6 +165,15 @@ def test_measured_costs_can_be_the_objective(planned, wish, tmp_path):
     found = plan(asked, tmp_path / "plan.toml", threads=1)
     assert set(found.chosen.schemes.values()) == {"W8A16_g32"} and found.chosen.cost == 14.0
     assert found.facts["cost_unit"] == "us"
+    with pytest.raises(RecipeError, match=r"holds latency in us; say --minimize latency$"):
+        plan(replace(asked, minimise="cost"), tmp_path / "plan.toml", threads=1)
+
+
+def test_the_cost_of_bits_is_bytes_whatever_is_named_beside_it(planned, wish, tmp_path):
+    """It was once counted in the parameters of the ratio, and the limit in bytes."""
+    asked = known(wish, planned, minimise="ratio", budget=parse_budget("bits<=6.5"))
+    found = plan(asked, tmp_path / "plan.toml", threads=1)
+    assert found.chosen.figures.bits_per_weight <= 6.5
 
 
 def refused(wish, tmp_path, error, message):
@@ -198,7 +208,11 @@ def test_a_table_of_another_model(planned, wish, tiny_llama, tmp_path):
          RecipeError, "its tensors get one scheme"),
         ({"pins": (parse_pin("*.x_proj=W4A16_g32"),)}, RecipeError, "matches no tensor"),
         ({"allocator": "exat"}, UnknownNameError, "did you mean 'exact'"),
-        ({"minimise": "latency"}, RecipeError, "needs --costs"),
+        ({"minimise": "latency"}, RecipeError, "make it with pennyweight costs"),
+        ({"minimise": "speed"}, RecipeError, "expected one of size, ratio, latency, cost"),
+        ({"minimise": "latency", "budget": parse_budget("bits<=5")}, RecipeError, "bounds what"),
+        ({"price_per_hour": 2.0}, RecipeError, "expected --minimize cost"),
+        ({"asking": TaskSettings(tasks=(), limit=3)}, RecipeError, "are of a budget on tasks"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_planned(planned, wish, tmp_path, changes, error, message):
@@ -261,3 +275,25 @@ def test_from_the_command_line(planned, model, token_file, fresh, tmp_path):
     facts = json.loads(found.stdout)
     assert facts["candidates"][facts["chosen"]]["inside"]
     assert load_recipe(tmp_path / "plan.toml").engine == "vllm"
+
+
+def test_options_of_the_estimator_from_the_command_line(model, token_file, fresh, tmp_path):
+    arguments = [
+        "plan", str(model), "--budget", "bits<=8", "--granularity", "layer", "--max-tokens", "100",
+        "--sense-data", str(token_file), "--data", str(fresh), "--calibrate", str(token_file),
+        "--quantizer", "rtn", "--schemes", "W4A16_g32,W8A16_g32", "--threads", "1", "--quiet",
+        "-o", str(tmp_path / "plan.toml"), "--estimator", "in_context",
+    ]  # fmt: skip
+    run = lambda *more: CliRunner().invoke(app, [*arguments, *more], catch_exceptions=False)
+    assert run("--set", "estimator.base=W8A16_g32").exit_code == 0
+    table = json.loads((tmp_path / "plan.toml.work" / "sense.json").read_text())
+    assert table["estimator"] == "in_context"
+    assert table["settings"]["estimator_options"] == {"base": "W8A16_g32"}
+    with pytest.raises(RecipeError, match="in_context: base: W3A16 is not among the schemes"):
+        run("--set", "estimator.base=W3A16")
+
+
+def test_a_table_of_other_options_of_the_quantizer(planned, wish, tmp_path):
+    other = replace(wish.ingredients, quantizer="rtn", options={"range": "mse"})
+    asked = known(wish, planned, ingredients=other)
+    refused(asked, tmp_path, RecipeError, r"rtn \{\}, .* say the same with --set quantizer")

@@ -29,8 +29,9 @@ def picked(schemes):
     return [o for unit in UNITS for o in unit.options if o.scheme == schemes[unit.name]]
 
 
-def search(limit, truth, *, units=UNITS, rounds=20, width=0.05):
-    """truth: sum, schemes -> what is really lost; the interval is `width` of it to both sides."""
+def search(limit, truth, *, units=UNITS, rounds=20, width=0.05, floor=0.0, scales=True):
+    """truth: sum, schemes -> what is really lost; the interval is `width` of it to both sides, and
+    `floor` more."""
     built = []
 
     def allocate(budget):
@@ -40,7 +41,7 @@ def search(limit, truth, *, units=UNITS, rounds=20, width=0.05):
         built.append(dict(schemes))
         summed = math.fsum(o.loss for o in picked(schemes))
         lost = truth(summed, schemes)
-        loss = Interval(low=lost * (1 - width), value=lost, high=lost * (1 + width))
+        loss = Interval(low=lost * (1 - width) - floor, value=lost, high=lost * (1 + width) + floor)
         return Candidate(
             schemes=dict(schemes), summed=summed, predicted=summed * correction,
             cost=math.fsum(o.cost for o in picked(schemes)), figures=NO_FIGURES,
@@ -54,7 +55,7 @@ def search(limit, truth, *, units=UNITS, rounds=20, width=0.05):
     outcome = Search(
         limit=limit, least=math.fsum(map(min, losses)), smallest=min(map(min, losses)),
         allocate=allocate, build=build, upper=lambda c: c.measured.loss.high,
-        value=lambda c: c.measured.loss.value, rounds=rounds,
+        value=lambda c: c.measured.loss.value, rounds=rounds, scales=scales,
     )()  # fmt: skip
     assert len(built) == len({tuple(sorted(b.items())) for b in built}), "none is built twice"
     return outcome
@@ -76,10 +77,37 @@ def test_a_constant_factor_is_found_and_the_cheapest_plan_with_it(limit, factor)
     assert outcome.tight and len(outcome.candidates) <= 12
 
 
+def test_losses_that_follow_the_sum_slowly_are_caught_up_with():
+    """Proportional steps alone would creep up to the budget from outside."""
+    outcome = search(0.1, lambda summed, _: 0.2 * summed**0.4, rounds=5)
+    assert outcome.best is not None
+    budget = (0.1 / (0.2 * 1.05)) ** (1 / 0.4)
+    least = ALLOCATORS["exact"]()(Problem(units=UNITS, minimise="cost", budget=budget)).cost
+    assert outcome.best.cost <= 1.05 * least
+
+
+def test_the_last_round_rather_costs_more_than_finds_nothing():
+    outcome = search(0.1, lambda summed, _: 0.3 * summed**0.4, rounds=3)
+    assert outcome.best is not None
+
+
 def test_six_rounds_come_close():
     outcome = search(0.1, lambda summed, _: 1.4 * summed, rounds=6)
     assert outcome.best is not None
     assert outcome.best.cost <= 1.02 * least_cost(0.1, 1.4)
+
+
+@pytest.mark.parametrize("limit", [0.1, 1.0])
+def test_an_interval_that_is_mostly_of_its_items_is_searched_by_halving(limit):
+    """Nine tenths of the limit are the width that no plan can change: what is left is found, and
+    in few rounds nearly."""
+    truth, floor = (lambda summed, _: 0.7 * math.sqrt(summed) * limit), 0.9 * limit
+    wanted = (0.1 / (0.7 * 1.05)) ** 2  # the sum at which the upper end is the limit
+    best = ALLOCATORS["exact"]()(Problem(units=UNITS, minimise="cost", budget=wanted)).cost
+    outcome = search(limit, truth, floor=floor, scales=False)
+    assert outcome.best is not None and outcome.tight and outcome.best.cost == best
+    early = search(limit, truth, floor=floor, scales=False, rounds=6)
+    assert early.best is not None and early.best.cost <= 1.15 * best
 
 
 def test_losses_that_do_not_add_up_still_end_inside():

@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from pennyweight import __version__
 from pennyweight.cli.check import check_command
+from pennyweight.cli.costs import costs_command
 from pennyweight.cli.demo import demo_command
 from pennyweight.cli.diagnose import diagnose_command
 from pennyweight.cli.eval import eval_command
@@ -42,6 +43,7 @@ app.command("quantize")(quantize_command)
 app.command("check")(check_command)
 app.command("plan")(plan_command)
 app.command("sense")(sense_command)
+app.command("costs")(costs_command)
 app.command("eval")(eval_command)
 app.command("profile")(profile_command)
 app.command("diagnose")(diagnose_command)

@@ -11,11 +11,13 @@ from rich.table import Table
 from pennyweight.cli.options import (
     CalibrateOn,
     Model,
+    PlanOverrides,
     QuantizerName,
     Samples,
     SplitAt,
     Tokens,
     TrustRemoteCode,
+    sense_options,
 )
 
 if TYPE_CHECKING:
@@ -25,8 +27,9 @@ BudgetText = Annotated[
     str,
     typer.Option(
         "--budget",
-        help="What may be lost: 'kl<=0.02' (nats a token), 'ppl<=1%'. Or what may be spent, for "
-        "the least loss: 'bits<=4.5' (a weight), 'ratio>=0.9' (of parameters in 4 bits or fewer).",
+        help="What may be lost: 'kl<=0.02' (nats a token), 'ppl<=1%', 'recovery>=99% on TASKS' "
+        "(TASKS as `eval --tasks` takes them). Or what may be spent, for the least loss: "
+        "'bits<=4.5' (a weight), 'ratio>=0.9' (of parameters in 4 bits or fewer).",
         show_default=False,
     ),
 ]
@@ -38,7 +41,9 @@ def plan_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="The plan, as plan.toml.")],
     minimize: Annotated[
         str,
-        typer.Option(help="size, ratio (parameters above 4 bits), or with --costs its cost."),
+        typer.Option(
+            help="size, ratio (parameters above 4 bits), or latency or cost, of a file of --costs."
+        ),
     ] = "size",
     schemes: Annotated[
         str | None,
@@ -55,11 +60,16 @@ def plan_command(
     granularity: Annotated[
         str, typer.Option(help="fused (servable), or matmul or layer.")
     ] = "fused",
+    also: Annotated[str, typer.Option(help="lm_head: a unit too, where it is not tied.")] = "",
     allocator: Annotated[
         str, typer.Option(help="`pennyweight list allocators` shows them.")
     ] = "exact",
     costs: Annotated[
-        Path | None, typer.Option(help="Measured costs of shapes and schemes, TOML or JSON.")
+        Path | None,
+        typer.Option(help="What shapes and schemes take: a file of `pennyweight costs`, or TOML."),
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(help="Of the machine: makes seconds the cost to minimize.")
     ] = None,
     quantizer: QuantizerName = None,
     calibrate: CalibrateOn = None,
@@ -78,6 +88,18 @@ def plan_command(
     split_at: SplitAt = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens to measure on.")] = 16384,
     document_tokens: Annotated[int, typer.Option(help="Of each document only so many.")] = 512,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Items of each task of the budget; all if not given.")
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=0, help="Examples before a question; else as the task says.")
+    ] = None,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Ask through the tokenizer's chat template.")
+    ] = False,
+    run_code: Annotated[
+        bool, typer.Option("--run-code", help="Run code the model wrote (HumanEval), with limits.")
+    ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Candidates to build at most.")] = 6,
     any_engine: Annotated[
         bool, typer.Option("--any-engine", help="Also plans that vLLM cannot serve.")
@@ -85,6 +107,7 @@ def plan_command(
     work: Annotated[
         Path | None, typer.Option(help="Where an interrupted plan continues [OUTPUT.work].")
     ] = None,
+    overrides: PlanOverrides = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; time only, never the result.")
@@ -104,11 +127,13 @@ def plan_command(
     from pennyweight.evaluate import plain
     from pennyweight.study.planning.planner import plan
 
+    options = sense_options(overrides, ("quantizer", "estimator", "allocator"))
     wish = wish_from(
         model,
         budget,
         ingredients={
             "quantizer": quantizer,
+            "options": options["quantizer"],
             "seed": seed,
             "trust_remote_code": trust_remote_code or None,
         },
@@ -116,10 +141,14 @@ def plan_command(
         pins=pins,
         schemes=schemes,
         texts={"max_tokens": max_tokens, "document_tokens": document_tokens, "seed": seed},
+        asking={"limit": limit, "shots": shots, "chat_template": chat_template or None,
+                "run_code": run_code or None},
         rest={
-            "minimise": minimize, "sense": sense, "estimator": estimator, "costs": costs,
-            "granularity": granularity, "allocator": allocator, "rounds": rounds,
-            "any_engine": any_engine, "split_at": split_at,
+            "minimise": minimize, "sense": sense, "estimator": estimator,
+            "estimator_options": options["estimator"], "costs": costs,
+            "granularity": granularity, "also": tuple(also.split(",")) if also else (),
+            "allocator": allocator, "allocator_options": options["allocator"], "rounds": rounds,
+            "any_engine": any_engine, "split_at": split_at, "price_per_hour": price_per_hour,
             "data": data or None, "sense_data": sense_data or None,
         },
     )  # fmt: skip
@@ -144,11 +173,13 @@ def wish_from(
     pins: list[str] | None = None,
     schemes: str | None = None,
     texts: dict[str, Any] | None = None,
+    asking: dict[str, Any] | None = None,
     rest: dict[str, Any] | None = None,
 ):
     """The wish that options spell; what is None keeps its default."""
     from pennyweight.evaluate import Settings
     from pennyweight.pipeline.recipe import Calibrate, check_calibration
+    from pennyweight.pipeline.tasks import TaskSettings
     from pennyweight.study.bank import Ingredients
     from pennyweight.study.planning.budget import parse_budget
     from pennyweight.study.planning.pins import parse_pin
@@ -162,6 +193,7 @@ def wish_from(
         pins=tuple(parse_pin(pin) for pin in pins or []),
         schemes=tuple(s.strip() for s in (schemes or "").split(",") if s.strip()),
         settings=Settings(**texts) if texts else text_settings(),
+        asking=TaskSettings(tasks=(), **given(asking or {})),
         **given(rest or {}),
     )
 
@@ -174,13 +206,16 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
 
 def show_plan(planned: "Planned", console: Console) -> None:
     """The candidates in the order in which they were built, and the chosen one."""
-    table = Table("", "bits", "Q_r", "predicted", "measured", "95 % interval", "inside")
-    for column in table.columns[1:6]:
+    timed = planned.facts["minimise"] not in ("size", "ratio")
+    cost = [f"{planned.facts['minimise']}, {planned.facts['cost_unit']}"] if timed else []
+    table = Table("", "bits", "Q_r", *cost, "predicted", "measured", "95 % interval", "inside")
+    for column in table.columns[1:-1]:
         column.justify = "right"
     for one in planned.outcome.candidates:
         loss, mark = one.measured.loss, "*" if one is planned.chosen else ""
         table.add_row(
             mark, f"{one.figures.bits_per_weight:.3f}", f"{one.figures.quantization_ratio:.3f}",
+            *([f"{one.cost:.4g}"] if timed else []),
             f"{one.predicted:.5g}", f"{loss.value:.5g}", f"{loss.low:.5g} to {loss.high:.5g}",
             "yes" if one.inside else "no",
         )  # fmt: skip
@@ -190,18 +225,29 @@ def show_plan(planned: "Planned", console: Console) -> None:
 
 
 def _told(planned: "Planned"):
-    budget, figures = planned.facts["budget"]["text"], planned.chosen.figures
+    budget, figures = planned.facts["budget"], planned.chosen.figures
     measured, outcome = planned.chosen.measured, planned.outcome
     noise = "" if planned.noise is None else f"; 16 bits alone lose {planned.noise:.3g}"
+    where = f"{measured.tokens} tokens"
+    if exam := planned.facts.get("exam"):
+        where = f"{exam['items']} items of {', '.join(exam['tasks'])}"
     yield (
-        f"{planned.path}: {budget}, {figures.bits_per_weight:.3f} bits per weight, "
-        f"{figures.size_bytes:.0f} bytes; measured in {planned.facts['budget']['measured']} on "
-        f"{measured.tokens} tokens that the search has not seen{noise}"
+        f"{planned.path}: {budget['text']}, {figures.bits_per_weight:.3f} bits per weight, "
+        f"{figures.size_bytes:.0f} bytes; lost in {budget['unit']}, measured on {where} that the "
+        f"search has not seen{noise}"
     )
-    if planned.facts["budget"]["bounded"] == "cost":
+    if budget["bounded"] == "cost":
         return
+    if kept := measured.recovery_percent:
+        best, kl = planned.facts["exam"]["best_possible_recovery_percent"], measured.kl_nats
+        yield (
+            f"recovery {kept.value:.2f} % ({kept.low:.2f} to {kept.high:.2f}); every answer of the "
+            f"reference would show {best['low']:.2f} % or more; KL on text {kl.value:.4g} nats a "
+            f"token ({kl.low:.4g} to {kl.high:.4g})"
+        )
     yield (
-        f"observed losses are {outcome.correction:.3g} times the sums of those of single units; "
+        f"observed {'KL is' if exam else 'losses are'} {outcome.correction:.3g} times the sums of "
+        "those of single units; "
         + ("nothing cheaper among the candidates is inside" if outcome.tight
            else "rounds are spent: a cheaper plan may be inside; --rounds looks on")
     )  # fmt: skip

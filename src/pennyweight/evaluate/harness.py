@@ -24,6 +24,7 @@ from lm_eval.evaluator import evaluate
 from torch import nn
 from tqdm import tqdm
 
+from pennyweight.core import Mapper, Serial
 from pennyweight.core.errors import UnknownNameError, UnsupportedError
 from pennyweight.evaluate.answers import continue_greedily, leading_bos, likelihood
 from pennyweight.evaluate.outcomes import TaskScores
@@ -44,8 +45,11 @@ class OneSampleModel(TemplateLM):
     """A model in memory as the harness wants it.
 
     `chat`: the harness puts every question through the tokenizer's chat template. Text in
-    which the template has written BOS gets no second one.
+    which the template has written BOS gets no second one. `mapper`: who scores several questions
+    at a time; each is still computed by itself.
     """
+
+    mapper: Mapper = Serial()
 
     def __init__(
         self, model: nn.Module, tokenizer: Tokenizer, *, limit: int, bos: BosRule = "auto",
@@ -82,15 +86,29 @@ class OneSampleModel(TemplateLM):
             return ids
         return [self.bos, *ids]
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """As the harness, where the tokens of the context begin those of the whole.
+
+        A tokenizer that joins words (TinyStories-656K's) joins the two. As many tokens of the whole
+        as the context has by itself are then another text; here the answer begins with the first
+        token that differs.
+        """
+        asked, answer = super()._encode_pair(context, continuation)
+        whole = self.tok_encode(context + continuation)
+        if whole == [*asked, *answer]:
+            return asked, answer
+        pairs = zip(asked, whole, strict=False)
+        shared = next((i for i, (a, b) in enumerate(pairs) if a != b), len(asked))
+        return whole[: max(1, shared)], whole[max(1, shared) :]
+
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], **kwargs: object
     ) -> list[tuple[float, bool]]:
-        answers = []
-        for _, context, continuation in requests:
-            found = likelihood(self.model, context, continuation, self.limit)
-            self.cut += found.cut > 0
-            answers.append((found.nats, found.greedy))
-        return answers
+        found = self.mapper.map(
+            lambda each: likelihood(self.model, each[1], each[2], self.limit), requests
+        )
+        self.cut += sum(each.cut > 0 for each in found)
+        return [(each.nats, each.greedy) for each in found]
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = True

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from pennyweight.core import Mapper, Serial
 from pennyweight.core.errors import UnsupportedError
 from pennyweight.model.attention import AttentionFormats, round_attention
 from pennyweight.model.checkpoint import Checkpoint
@@ -31,6 +32,8 @@ class Run:
     model: str | Path
     dtype: torch.dtype = torch.float32
     attention: AttentionFormats | None = None
+    # Who scores several questions at a time, each by itself: time, never the result.
+    mapper: Mapper = field(default_factory=Serial, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

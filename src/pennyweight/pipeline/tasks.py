@@ -20,7 +20,14 @@ from pennyweight.core.record import Record, record_key
 from pennyweight.evaluate.evaluation import plain
 from pennyweight.evaluate.layouts import DESCRIPTIONS, task_config
 from pennyweight.evaluate.outcomes import TaskScores
-from pennyweight.evaluate.recovery import Judging, Recoveries, recoveries, score_interval
+from pennyweight.evaluate.recovery import (
+    Average,
+    Judging,
+    Recoveries,
+    Recovery,
+    recoveries,
+    score_interval,
+)
 from pennyweight.evaluate.sandbox import network_cut_off, run_program
 from pennyweight.evaluate.task_files import TaskFile, is_task_file, read_task_file
 from pennyweight.model.attention import AttentionFormats
@@ -35,6 +42,8 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
 STUDY = "eval tasks"
+RECOVERY = "recovery_percent"  # of a task, in records
+AVERAGE = "recovery_percent_average"  # of all tasks that were asked together
 SHARES = ("acc", "acc_norm", "acc_bytes", "exact_match", "last_number", "pass_at_1")
 """Metrics that are shares of items; in records they are percent."""
 
@@ -188,10 +197,12 @@ class _Session:
         from pennyweight.evaluate.harness import OneSampleModel
 
         engine = Engine.load(run)
-        return OneSampleModel(
+        lm = OneSampleModel(
             engine.model, engine.tokenizer, limit=engine.limit, bos=self.settings.bos,
             stops=engine.stops, new_tokens=self.settings.new_tokens,
         )  # fmt: skip
+        lm.mapper = run.mapper
+        return lm
 
     def _ask(self, run: Run, lm: Any, name: str, identity: Mapping[str, Any]) -> TaskScores:
         from pennyweight.evaluate.harness import Asking, run_task
@@ -214,20 +225,25 @@ class _Session:
             self.store.add(_score_records(run, scores, identity, clock, settings.seed))
         return scores
 
-    def _identity(self, run: Run, model: str, name: str) -> dict[str, Any]:
-        """Everything that a score depends on."""
+    def _setting(self, run: Run, model: str) -> dict[str, Any]:
+        """Everything that a score depends on but the questions."""
         settings = asdict(self.settings)
         del settings["tasks"], settings["run_code"]
         attention = asdict(run.attention or AttentionFormats())
-        file = self.files.get(name)
         return settings | {
             "fingerprint": model,
             "dtype": _name(run.dtype),
-            "task": name,
-            "questions": file.digest if file else f"lm-eval {version('lm-eval')}",
             "attention": {
                 key: list(v) if isinstance(v, tuple) else v for key, v in attention.items()
             },
+        }
+
+    def _identity(self, run: Run, model: str, name: str) -> dict[str, Any]:
+        """Everything that a score depends on."""
+        file = self.files.get(name)
+        return self._setting(run, model) | {
+            "task": name,
+            "questions": file.digest if file else f"lm-eval {version('lm-eval')}",
         }
 
     def _stored(self, identity: Mapping[str, Any]) -> TaskScores | None:
@@ -242,30 +258,43 @@ class _Session:
         return TaskScores(**kept)
 
     def keep(self, report: TaskReport, runs: Sequence[Run]) -> None:
-        """Records of what compares the models."""
-        if self.store is None or report.comparison is None:
+        """Records of what compares the models: of every task, and of their average."""
+        found = report.comparison
+        if self.store is None or found is None:
             return
         models = [fingerprint(run.model) for run in runs[:2]]
-        records = []
-        for each in report.comparison.tasks:
-            identity = self._identity(runs[0], models[0], each.task) | {"reference": models[1]}
-            identity |= {"judging": asdict(self.judging), "noise_floor": report.noise_floor}
-            records.append(
-                Record(
-                    study=STUDY,
-                    key=record_key(identity),
-                    subject=identity | {"model": report.model, "against": report.reference},
-                    metric="recovery_percent",
-                    value=each.recovery_percent.value,
-                    lower=known(each.recovery_percent.low),
-                    upper=known(each.recovery_percent.high),
-                    confidence=report.comparison.confidence,
-                    seed=self.judging.seed,
-                    detail={name: plain(value) for name, value in asdict(each).items()},
-                    **provenance(),
-                )
-            )
+        common = {
+            "reference": models[1], "judging": asdict(self.judging),
+            "noise_floor": report.noise_floor,
+        }  # fmt: skip
+        identities = {name: self._identity(runs[0], models[0], name) for name in self.tasks}
+        records = [_recovery_record(report, each, identities[each.task] | common)
+                   for each in found.tasks]  # fmt: skip
+        if found.average is not None:
+            questions = {name: each["questions"] for name, each in identities.items()}
+            identity = self._setting(runs[0], models[0]) | common | {"tasks": questions}
+            records.append(_recovery_record(report, found.average, identity))
         self.store.add([record for record in records if record.value == record.value])
+
+
+def _recovery_record(
+    report: TaskReport, found: Recovery | Average, identity: Mapping[str, Any]
+) -> Record:
+    assert report.comparison is not None, "there is something to keep"
+    kept = found.recovery_percent
+    return Record(
+        study=STUDY,
+        key=record_key(identity),
+        subject=dict(identity) | {"model": report.model, "against": report.reference},
+        metric=RECOVERY if isinstance(found, Recovery) else AVERAGE,
+        value=kept.value,
+        lower=known(kept.low),
+        upper=known(kept.high),
+        confidence=report.comparison.confidence,
+        seed=report.comparison.judging.seed,
+        detail={name: plain(value) for name, value in asdict(found).items()},
+        **provenance(),
+    )
 
 
 def _score_records(

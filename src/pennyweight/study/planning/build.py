@@ -30,6 +30,7 @@ from pennyweight.evaluate.scores import score_documents
 from pennyweight.formats.schemes import UNTOUCHED
 from pennyweight.model.load import load_model
 from pennyweight.model.workers import start_workers
+from pennyweight.pipeline.engine import Run
 from pennyweight.pipeline.job import prepare
 from pennyweight.pipeline.quantize import quantize
 from pennyweight.pipeline.recipe import Recipe, Rule
@@ -37,17 +38,20 @@ from pennyweight.records import Clock, Store, provenance
 from pennyweight.study.bank import Ingredients
 from pennyweight.study.planning.budget import Budget
 from pennyweight.study.planning.candidate import Measured
+from pennyweight.study.planning.exam import Exam, lost
 from pennyweight.study.sensitivity.table import Sensitivity, UnitLoss
 from pennyweight.study.texts import Texts
 from pennyweight.study.trial import Reference, joined, logits_of
 
 STUDY = "plan"
+TEXT_METRICS = ("kl_nats", "perplexity_change_percent")
 NOTHING = Interval(low=0.0, value=0.0, high=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Builder:
-    """Builds assignments of one model and measures them on one text."""
+    """Builds assignments of one model and measures them on one text, and on the tasks of a budget
+    that has some."""
 
     ingredients: Ingredients
     table: Sensitivity | None  # None until it is measured; only `noise` can do without
@@ -59,6 +63,7 @@ class Builder:
     engine: str
     threads: int | None
     progress: Progress
+    exam: Exam | None = None
 
     def recipe(self, schemes: Assignment) -> Recipe:
         """One rule for each tensor, in the order in which they run."""
@@ -93,51 +98,69 @@ class Builder:
             "model": self.ingredients.model, "plan": job.plan.digest, "data": self.texts.digest,
             "settings": asdict(self.texts.settings), "schemes": dict(schemes),
         }  # fmt: skip
-        key = record_key(subject)
-        known = [r for r in self.store.find(study=STUDY) if r.key == key]
-        if not known:
-            self._build(recipe, job.plan.digest, subject)
-            known = [r for r in self.store.find(study=STUDY) if r.key == key]
-        return self._measured({record.metric: record for record in known})
+        subjects = [subject]
+        if self.exam is not None:
+            subjects.append({**subject, **self.exam.subject})
+        missing, clock = [one for one in subjects if not self._known(one)], Clock()
+        if missing:
+            out = self.folder / f"candidate-{job.plan.digest[:12]}"
+            if not out.exists():  # else an earlier run was stopped before it was measured
+                quantize(recipe, out, threads=self.threads, progress=self.progress)
+            for one in missing:
+                self._keep(out, job.plan.digest, one, clock)
+            shutil.rmtree(out)
+        return self._measured({r.metric: r for one in subjects for r in self._known(one)})
 
-    def _build(self, recipe: Recipe, digest: str, subject: Mapping[str, Any]) -> None:
-        clock, out = Clock(), self.folder / f"candidate-{digest[:12]}"
-        if not out.exists():  # else an earlier run was stopped before it was measured
-            quantize(recipe, out, threads=self.threads, progress=self.progress)
-        evaluation = self.compare(load_model(out))
+    def _known(self, subject: Mapping[str, Any]) -> list[Record]:
+        key = record_key(subject)
+        return [r for r in self.store.find(study=STUDY) if r.key == key]
+
+    def _keep(self, out: Path, digest: str, subject: Mapping[str, Any], clock: Clock) -> None:
+        """Measure a candidate on the text, or if the subject has tasks on them."""
+        found = self._on_tasks(out) if "tasks" in subject else self._on_text(out)
         size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-        assert evaluation.comparison is not None, "compared with the reference"
         made = provenance(clock)
         common = {
             "study": STUDY, "key": record_key(subject), "subject": dict(subject),
-            "confidence": CONFIDENCE, "plan": digest, "data": self.texts.digest,
+            "confidence": CONFIDENCE, "plan": digest,
+            "data": ",".join(subject["questions"]) if "tasks" in subject else self.texts.digest,
             "seed": self.ingredients.seed, "detail": {"file_bytes": size}, **made,
         }  # fmt: skip
-        records = [
-            Record(metric=name, value=found.value, lower=found.low, upper=found.high, **common)
-            for name in ("kl_nats", "perplexity_change_percent")
-            for found in [getattr(evaluation.comparison, name)]
-        ]
-        self.store.add(records)
-        shutil.rmtree(out)
+        self.store.add(
+            Record(metric=name, value=each.value, lower=each.low, upper=each.high, **common)
+            for name, each in found.items()
+        )
+
+    def _on_text(self, out: Path) -> dict[str, Interval]:
+        comparison = self.compare(load_model(out)).comparison
+        assert comparison is not None, "compared with the reference"
+        return {name: getattr(comparison, name) for name in TEXT_METRICS}
+
+    def _on_tasks(self, out: Path) -> dict[str, Interval]:
+        assert self.exam is not None, "a subject has tasks only if there are some"
+        return {"recovery_percent": self.exam.recovery(Run(model=out))}
 
     def _measured(self, records: Mapping[str, Record]) -> Measured:
-        kl, change = (
-            Interval(low=r.lower or 0.0, value=r.value, high=r.upper or 0.0)
-            for r in (records["kl_nats"], records["perplexity_change_percent"])
-        )
+        found = {
+            name: Interval(low=r.lower or 0.0, value=r.value, high=r.upper or 0.0)
+            for name, r in records.items()
+        }
+        kl, change = (found[name] for name in TEXT_METRICS)
+        kept = found.get("recovery_percent")
+        loss = lost(kept) if kept else change if self.budget.name == "ppl" else kl
         return Measured(
-            loss=change if self.budget.name == "ppl" else kl,
-            kl_nats=kl, perplexity_change_percent=change, plan=records["kl_nats"].plan,
-            file_bytes=records["kl_nats"].detail["file_bytes"],
+            loss=loss, kl_nats=kl, perplexity_change_percent=change, recovery_percent=kept,
+            plan=records["kl_nats"].plan, file_bytes=records["kl_nats"].detail["file_bytes"],
             data=self.texts.digest, tokens=self.texts.scored,
         )  # fmt: skip
 
     def _nothing(self) -> Measured:
         """What leaving everything as it is loses."""
         size = sum(parameter.nbytes for parameter in self.reference.parameters())
+        kept = None if self.exam is None else self.exam.best
         return Measured(
-            loss=NOTHING, kl_nats=NOTHING, perplexity_change_percent=NOTHING, file_bytes=size,
+            loss=lost(kept) if kept else NOTHING, kl_nats=NOTHING,
+            perplexity_change_percent=NOTHING, recovery_percent=kept, file_bytes=size,
             data=self.texts.digest, tokens=self.texts.scored,
         )  # fmt: skip
 
@@ -165,6 +188,8 @@ class Builder:
         smaller loss means anything."""
         dtype = self.reference.config.dtype
         served = torch.float16 if dtype == torch.float16 else torch.bfloat16
+        if self.exam is not None:
+            return lost(self.exam.recovery(Run(model=self.ingredients.model, dtype=served)))
         model = load_model(
             self.ingredients.model, served, trust_remote_code=self.ingredients.trust_remote_code
         )

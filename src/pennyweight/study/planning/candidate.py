@@ -49,6 +49,7 @@ class Measured:
     loss: Interval  # in the metric of the budget
     kl_nats: Interval
     perplexity_change_percent: Interval
+    recovery_percent: Interval | None = None  # of the budget's tasks, if it has some
     file_bytes: int  # of the checkpoint that was made
     plan: str = ""  # digest of the plan that was carried out
     data: str = ""  # digest of the tokens

@@ -11,7 +11,7 @@ import json
 import math
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pennyweight.core import RecipeError
 from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
 from pennyweight.study.sensitivity.table import UnitLoss
 
+SECONDS = "s"
 LOW_BITS = 4  # a scheme of so many bits or fewer is low precision
 
 
@@ -31,6 +32,8 @@ class Costs:
     name: str  # size, ratio, latency, ...
     unit: str  # bytes, parameters, s
     of: Callable[[UnitLoss, str], float]  # (unit, scheme) -> cost
+    schemes: tuple[str, ...] = ()  # those of a file, in its order; none: every scheme has a cost
+    offers: Callable[[UnitLoss, str], bool] = lambda unit, scheme: True  # if not: no kernel for it
 
 
 def size_costs() -> Costs:
@@ -71,12 +74,25 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """What was not measured, because there is no kernel for it."""
+
+    scheme: str
+    why: str
+    shape: tuple[int, int] | None = None  # None: of any shape
+
+
+@dataclass(frozen=True, kw_only=True)
 class CostFile:
-    """A file of measured costs, TOML or JSON: `name`, `unit`, and a list `cost`."""
+    """A file of measured costs, TOML or JSON: `name`, `unit`, and a list `cost`.
+
+    What else `pennyweight costs` writes (machine, versions, tokens, threads) is for people.
+    """
 
     unit: str
     cost: tuple[Cost, ...]
     name: str = "latency"
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def measured_costs(path: Path, shapes: Mapping[str, tuple[int, int]]) -> Costs:
@@ -89,21 +105,58 @@ def measured_costs(path: Path, shapes: Mapping[str, tuple[int, int]]) -> Costs:
     table = {(c.shape, c.scheme): c.value for c in file.cost}
     if len(table) < len(file.cost):
         raise RecipeError(f"{path}: cost: a shape and scheme stand there twice")
+    without = frozenset((one.shape, one.scheme) for one in file.left_out if one.shape)
+    found = _Table(path=path, values=table, without=without, shapes=shapes)
+    known = tuple(dict.fromkeys(cost.scheme for cost in file.cost))
+    return Costs(name=file.name, unit=file.unit, of=found.of, schemes=known, offers=found.offers)
 
-    def of(unit: UnitLoss, scheme: str) -> float:
-        each = [shapes[tensor] for tensor in unit.tensors]
-        fused = (sum(rows for rows, _ in each), each[0][1])
-        if len({cols for _, cols in each}) == 1 and (fused, scheme) in table:
-            return table[fused, scheme]
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """The numbers of a file, for units of several tensors."""
+
+    path: Path
+    values: Mapping[tuple[tuple[int, int], str], float]
+    without: frozenset[tuple[tuple[int, int], str]]  # no kernel takes these
+    shapes: Mapping[str, tuple[int, int]]
+
+    def of(self, unit: UnitLoss, scheme: str) -> float:
+        together = self._together(unit, scheme)
+        if together is not None:
+            return together
+        each = [self.shapes[tensor] for tensor in unit.tensors]
         for shape in each:
-            if (shape, scheme) not in table:
+            if (shape, scheme) not in self.values:
                 raise RecipeError(
-                    f"{path}: no cost for {scheme} of shape {list(shape)} ({unit.name}); measure "
-                    "it, or leave the scheme out"
+                    f"{self.path}: no cost for {scheme} of shape {list(shape)} ({unit.name}); "
+                    "measure it, or leave the scheme out"
                 )
-        return math.fsum(table[shape, scheme] for shape in each)
+        return math.fsum(self.values[shape, scheme] for shape in each)
 
-    return Costs(name=file.name, unit=file.unit, of=of)
+    def offers(self, unit: UnitLoss, scheme: str) -> bool:
+        """False where the file says that there is no kernel."""
+        if self._together(unit, scheme) is not None:
+            return True
+        return not any((self.shapes[tensor], scheme) in self.without for tensor in unit.tensors)
+
+    def _together(self, unit: UnitLoss, scheme: str) -> float | None:
+        """The cost of one product of all rows, where that was measured."""
+        each = [self.shapes[tensor] for tensor in unit.tensors]
+        if len({cols for _, cols in each}) > 1:
+            return None
+        return self.values.get(((sum(rows for rows, _ in each), each[0][1]), scheme))
+
+
+def priced(costs: Costs, per_hour: float) -> Costs:
+    """Money for time, at a price per hour. Raises RecipeError if the costs are not in seconds."""
+    if costs.unit != SECONDS:
+        raise RecipeError(
+            f"--price-per-hour: the file holds {costs.name} in {costs.unit}; expected seconds (s)"
+        )
+    if not (math.isfinite(per_hour) and per_hour > 0):
+        raise RecipeError(f"--price-per-hour {per_hour}: expected a number above 0")
+    of = lambda unit, scheme: costs.of(unit, scheme) * per_hour / 3600
+    return replace(costs, name="cost", unit="currency", of=of)
 
 
 def _read(path: Path) -> CostFile:

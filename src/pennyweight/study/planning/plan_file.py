@@ -44,13 +44,16 @@ def _own(rule: Rule, tensors: tuple[str, ...]) -> set[str]:
 def _head(chosen: Candidate, table: Sensitivity, budget: Budget) -> Iterator[str]:
     figures, measured = chosen.figures, chosen.measured
     loss = measured.loss
-    unit = "%" if budget.measured.endswith("percent") else "nats a token"
     yield f"# Plan for {table.model}: {budget}"
+    where = f"{measured.tokens} tokens that the search has not seen"
+    if budget.tasks:
+        where = f"{', '.join(budget.tasks)}, on which no unit was measured"
     yield (
-        f"# Measured on {measured.tokens} tokens that the search has not seen: "
-        f"{loss.value:.5g} {unit} (95 % interval {loss.low:.5g} to {loss.high:.5g}); predicted "
-        f"{chosen.predicted:.5g}."
+        f"# Measured on {where}: lost {loss.value:.5g} {budget.kind.unit} (95 % interval "
+        f"{loss.low:.5g} to {loss.high:.5g}); predicted {chosen.predicted:.5g}."
     )
+    if kept := measured.recovery_percent:
+        yield f"# Recovery {kept.value:.5g} % ({kept.low:.5g} to {kept.high:.5g})."
     yield (
         f"# {figures.bits_per_weight:.4f} bits per weight of {table.parameters} considered, "
         f"{figures.size_bytes:.0f} bytes; quantization ratio {figures.quantization_ratio:.4f} "

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pennyweight.allocate import ALLOCATORS
 from pennyweight.allocate.base import Allocator, Assignment, Option, Problem, Unit
-from pennyweight.core import BudgetError, Progress
+from pennyweight.core import BudgetError, Progress, RecipeError
 from pennyweight.evaluate import plain
 from pennyweight.formats.schemes import UNTOUCHED
 from pennyweight.model.checkpoint import Checkpoint
@@ -19,6 +19,7 @@ from pennyweight.model.load import load_model
 from pennyweight.model.resolve import resolve_model
 from pennyweight.model.skeleton import Skeleton
 from pennyweight.model.writer import disk_errors, write_text
+from pennyweight.pipeline.engine import Keeping
 from pennyweight.pipeline.recipe import Recipe, make_from
 from pennyweight.pipeline.survey import survey
 from pennyweight.records import Store
@@ -26,10 +27,13 @@ from pennyweight.study.planning.budget import Budget
 from pennyweight.study.planning.build import Builder
 from pennyweight.study.planning.candidate import Candidate, figures, summed_loss
 from pennyweight.study.planning.costs import Costs
+from pennyweight.study.planning.exam import Exam
 from pennyweight.study.planning.pins import pinned
 from pennyweight.study.planning.plan_file import plan_text
+from pennyweight.study.planning.score_map import ScoreMap
 from pennyweight.study.planning.search import Outcome, Search, cheapest
 from pennyweight.study.planning.wish import (
+    NO_TASKS,
     Wish,
     costs_of,
     known_table,
@@ -69,7 +73,8 @@ def plan(
     """Write the plan to `output` and all candidates to `<output>.frontier.json` beside it.
 
     work: a folder that an interrupted call continues in, `<output>.work` unless given. Raises
-    BudgetError if nothing is inside the budget, or the budget is inside the noise of 16 bits;
+    BudgetError if nothing is inside the budget, the budget is inside the noise of 16 bits, or its
+    tasks have too few items;
     RecipeError for pins, schemes and tables that cannot be; and what quantizing raises.
     """
     work = work or output.with_name(f"{output.name}.work")
@@ -112,9 +117,11 @@ class Planner:
         allocator = make_from(ALLOCATORS, wish.allocator, wish.allocator_options, "--allocator")
         path = resolve_model(wish.ingredients.model)
         seen = survey(Skeleton.build(Checkpoint.open(path), wish.ingredients.trust_remote_code))
-        shapes = {site.tensor: site.shape for site in seen.sites}
+        shapes = {site.tensor: site.shape for site in seen.quantizable.values()}
         costs = costs_of(wish, shapes)
-        schemes = schemes_of(wish, seen)
+        schemes = schemes_of(wish, seen, costs)
+        store = work / "records.sqlite"
+        exam = _exam(wish, Keeping(records=store), threads, progress)
         known = known_table(wish, seen) if wish.sense else None
         reference = load_model(path, trust_remote_code=wish.ingredients.trust_remote_code)
         texts = read_texts(
@@ -123,8 +130,8 @@ class Planner:
         builder = Builder(
             ingredients=wish.ingredients, table=known, budget=wish.budget,
             texts=texts, reference=reference, folder=work,
-            store=Store.open(work / "records.sqlite"),
-            engine="any" if wish.any_engine else "vllm", threads=threads, progress=progress,
+            store=Store.open(store), engine="any" if wish.any_engine else "vllm",
+            threads=threads, progress=progress, exam=exam,
         )  # fmt: skip
         noise = _noise(builder, wish.budget)
         table = known or sensed(wish, schemes, work, threads, progress)
@@ -145,6 +152,7 @@ class Planner:
                     Option(scheme=scheme, loss=loss.value, cost=self.costs.of(unit, scheme))
                     for scheme, loss in unit.options.items()
                     if self.pins.get(unit.name, scheme) == scheme
+                    and self.costs.offers(unit, scheme)
                 ),
             )
             for unit in self.table.units
@@ -159,16 +167,29 @@ class Planner:
             return self._within_cost()
         budget, losses = self.wish.budget, [[o.loss for o in u.options] for u in self.units]
         search = Search(
-            limit=budget.nats(budget.limit),
+            limit=budget.nats(budget.allowed),
             least=math.fsum(map(min, losses)),
-            smallest=min((x for each in losses for x in each if x > 0), default=budget.limit),
+            smallest=min((x for each in losses for x in each if x > 0), default=budget.allowed),
             allocate=self.allocate,
-            build=self.build,
+            build=lambda schemes, correction: self.build(schemes, correction, search.found),
             upper=lambda one: budget.nats(one.measured.loss.high),
-            value=lambda one: budget.nats(one.measured.loss.value),
+            value=self._nats_lost,
             rounds=self.wish.rounds,
+            scales=not budget.tasks,
         )
         return search()
+
+    def _nats_lost(self, one: Candidate) -> float:
+        """What the sum of the units' losses is to be compared with; of a score it is the KL."""
+        budget, measured = self.wish.budget, one.measured
+        return measured.kl_nats.value if budget.tasks else budget.nats(measured.loss.value)
+
+    def predicted(self, summed: float, correction: float, known: Sequence[Candidate]) -> float:
+        """In the metric of the budget, from the sum, its correction, or what `known` ones lost."""
+        budget = self.wish.budget
+        if budget.tasks:
+            return ScoreMap.through(known, budget.of_nats)(summed)
+        return budget.of_nats(correction * summed)
 
     def _within_cost(self) -> Outcome:
         """The least loss at a cost; the cost is known, so there is one candidate."""
@@ -180,14 +201,16 @@ class Planner:
         observed = one.measured.loss.value / one.summed if one.summed > 0 else 1.0
         return Outcome(candidates=(one,), best=one, tight=True, correction=observed)
 
-    def build(self, schemes: Assignment, correction: float) -> Candidate:
+    def build(
+        self, schemes: Assignment, correction: float, known: Sequence[Candidate] = ()
+    ) -> Candidate:
         say = self.builder.progress.say
         summed, found = summed_loss(schemes, self.table), figures(schemes, self.table)
         by_name = {unit.name: unit for unit in self.table.units}
-        predicted = self.wish.budget.of_nats(correction * summed)
+        predicted = self.predicted(summed, correction, known)
         say(f"building {found.bits_per_weight:.3f} bits, predicted {predicted:.5g}")
         measured = self.builder.measure(schemes)
-        inside = measured.loss.high <= self.wish.budget.limit
+        inside = measured.loss.high <= self.wish.budget.allowed
         say(
             f"measured {measured.loss.value:.5g} ({measured.loss.low:.5g} to "
             f"{measured.loss.high:.5g}), budget {self.wish.budget}"
@@ -203,6 +226,12 @@ class Planner:
         best, rounds = outcome.best, self.wish.rounds
         if best is not None and set(best.schemes.values()) != {UNTOUCHED}:
             return best
+        if best is not None and best.cost <= self._least_cost:
+            raise BudgetError(
+                f"{self.wish.budget}: leaving every weight as it is takes the least "
+                f"{self.costs.name} of all, {best.cost:.4g} {self.costs.unit}; there is nothing to "
+                "plan. Offer other schemes, measure costs with more --tokens, or minimise size"
+            )
         nearest = min(
             (one for one in outcome.candidates if one is not best),
             key=lambda one: one.measured.loss.high,
@@ -221,8 +250,13 @@ class Planner:
         raise BudgetError(
             f"{self.wish.budget}: {end} was measured at {loss.value:.5g} ({loss.low:.5g} to "
             f"{loss.high:.5g}). In the way: {blamed}. Allow more, offer these a finer scheme, or "
-            "give more text to measure on (--max-tokens) for a narrower interval"
+            f"give more {'items' if self.wish.budget.tasks else 'text'} to measure on "
+            f"{'' if self.wish.budget.tasks else '(--max-tokens) '}for a narrower interval"
         )
+
+    @property
+    def _least_cost(self) -> float:
+        return math.fsum(min(option.cost for option in unit.options) for unit in self.units)
 
     def _blamed(self, nearest: Candidate) -> list[str]:
         losses = {
@@ -239,7 +273,8 @@ class Planner:
             "budget": {"text": str(self.wish.budget), **asdict(self.wish.budget),
                        "bounded": self.wish.budget.bounded,
                        "metric": self.wish.budget.kind.metric,
-                       "measured": self.wish.budget.measured},
+                       "measured": self.wish.budget.measured,
+                       "allowed": self.wish.budget.allowed, "unit": self.wish.budget.kind.unit},
             "minimise": self.costs.name, "cost_unit": self.costs.unit,
             "allocator": self.wish.allocator, "estimator": table.estimator,
             "quantizer": table.quantizer, "seed": self.wish.ingredients.seed,
@@ -247,10 +282,11 @@ class Planner:
             "tight": outcome.tight, "chosen": outcome.candidates.index(best),
             "sense_data": table.data, "data": best.measured.data, "tokens": best.measured.tokens,
             "candidates": [one.to_dict() for one in outcome.candidates],
-            "predicted_frontier": self._frontier(outcome.correction),
+            "predicted_frontier": self._frontier(outcome),
+            **({} if self.builder.exam is None else {"exam": self.builder.exam.facts}),
         }  # fmt: skip
 
-    def _frontier(self, correction: float) -> list[dict[str, Any]]:
+    def _frontier(self, outcome: Outcome) -> list[dict[str, Any]]:
         """Cost against predicted loss, by the greedy allocation, which is quick."""
         units = self.units
         least = math.fsum(min(o.loss for o in unit.options) for unit in units)
@@ -265,7 +301,9 @@ class Planner:
             choice = ALLOCATORS["greedy"]()(problem)
             points[choice.cost] = {
                 "cost": choice.cost,
-                "predicted": self.wish.budget.of_nats(correction * choice.loss),
+                "predicted": self.predicted(
+                    choice.loss, outcome.correction, outcome.candidates
+                ),
                 **asdict(figures(choice.schemes, self.table)),
             }  # fmt: skip
         return list(points.values())
@@ -276,9 +314,26 @@ def _noise(builder: Builder, budget: Budget) -> float | None:
     if budget.bounded == "cost":
         return None
     noise = abs(builder.noise().value)
-    if budget.limit <= noise:
+    if budget.allowed <= noise:
         raise BudgetError(
             f"{budget}: the untouched model in 16 bits already loses {noise:.3g} against itself in "
             "float32; no plan can be told to be inside. Allow more"
         )
     return noise
+
+
+def _exam(wish: Wish, keeping: Keeping, threads: int | None, progress: Progress) -> Exam | None:
+    """The tasks of a budget that has some, put to the reference. Raises RecipeError for options
+    of tasks where there are none."""
+    if wish.budget.tasks:
+        settings = replace(wish.asking, tasks=wish.budget.tasks, seed=wish.ingredients.seed)
+        return Exam.open(
+            wish.budget, wish.ingredients.model, settings, keeping=keeping, progress=progress,
+            threads=threads,
+        )  # fmt: skip
+    if wish.asking != NO_TASKS:
+        raise RecipeError(
+            f"{wish.budget}: --limit, --shots, --chat-template and --run-code are of a budget on "
+            "tasks, as 'recovery>=99% on arc_easy'; leave them out"
+        )
+    return None

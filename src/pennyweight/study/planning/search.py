@@ -5,6 +5,10 @@ model to model and text to text. So: choose by the sum, build and measure what w
 the factor by what was observed, choose again. Every measured candidate tells where the budget lies
 among the sums: below the cheapest that was inside, and above the next that was not. It ends when
 there is no candidate left between these two.
+
+The interval of a score is mostly that of its few items and does not shrink with the sum, so that no
+factor leads from it to the budget. There the search halves: the next sum lies (geometrically) in
+the middle of what is known on both sides.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ from pennyweight.study.planning.candidate import Candidate
 
 AIM = 0.97  # of the budget: the upper end of the next interval should be just inside
 STEP = 4.0  # how far to go where nothing was lost at all, or nothing is known below
+LAST_CHANCE = 0.8  # of the sum that should do, if no candidate is left after it
+LEAST_SLOPE = 0.25  # below it a step would go too far on too little
 JUST_BELOW = 1 - 1e-6  # more than what allocators allow for the rounding of sums
 
 
@@ -57,6 +63,7 @@ class Search:
     upper: Callable[[Candidate], float]  # end of the interval of what was lost
     value: Callable[[Candidate], float]
     rounds: int = 6
+    scales: bool = True  # the end of the interval grows as the sum does; if not, halve
     found: list[Candidate] = field(default_factory=list)
 
     def __call__(self) -> Outcome:
@@ -116,15 +123,29 @@ class Search:
         """The sum whose upper end should be just inside, between what is known on both sides."""
         if not self.found:
             return self.limit
+        if not self.scales:
+            return self._middle
         last, low, high = self.found[-1], self.best.summed if self.best else 0.0, self._outside
         upper = self.upper(last)
         if upper > 0 and last.summed > 0:
-            guess = last.summed * self.limit * AIM / upper
+            guess = last.summed * (self.limit * AIM / upper) ** (1 / self._slope)
         else:
             guess = STEP * max(last.summed, self.smallest)
+        if self.best is None and len(self.found) == self.rounds - 1:
+            guess *= LAST_CHANCE  # rather a plan that costs a little too much than none
         if low < guess < high:
             return guess
         return self._middle
+
+    @property
+    def _slope(self) -> float:
+        """How the log of the interval's end follows that of the sum, from the last two candidates:
+        a sum of estimates need not be proportional to what is measured."""
+        ends = [(o.summed, self.upper(o)) for o in self.found if o.summed > 0 and self.upper(o) > 0]
+        if len(ends) < 2 or ends[-1][0] == ends[-2][0]:
+            return 1.0
+        sums, uppers = (math.log(b / a) for a, b in zip(*ends[-2:], strict=True))
+        return min(max(uppers / sums, LEAST_SLOPE), 1 / LEAST_SLOPE)
 
     @property
     def _middle(self) -> float:

@@ -1,0 +1,1 @@
+"""What a plan takes where it runs: products on packed weights, and how long they take."""
