@@ -72,7 +72,12 @@ def test_similarity(models):
 
 def test_records_of_texts(models, tmp_path):
     (tmp_path / "a.txt").write_text("a text of some length")
-    run("eval", models / "model", "--data", tmp_path / "a.txt", "--records", tmp_path / "r.sqlite")
+    arguments = ["eval", models / "model", "--data", tmp_path / "a.txt"]
+    arguments += ["--records", tmp_path / "r.sqlite", "--json"]
+    first = run(*arguments)
+    again = CliRunner().invoke(app, list(map(str, arguments)))
+    assert again.stdout == first
+    assert again.stderr.replace("\n", "").startswith("resumed: all numbers are from ")
     listed = json.loads(run("records", tmp_path / "r.sqlite", "--study", "eval", "--json"))
     assert {each["metric"] for each in listed} == {"perplexity", "bits_per_byte"}
 

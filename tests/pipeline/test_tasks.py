@@ -132,6 +132,28 @@ def test_records_are_those_of_the_report(tiny, noisy, files, tmp_path):
     assert rows[0]["asked"] == [["", "a0"], ["", "b0"]]
 
 
+def test_the_average_is_a_record_of_its_own(tiny, noisy, files, tmp_path):
+    store = Store.open(tmp_path / "r.sqlite")
+
+    def ask(*names, **judging):
+        return evaluate_tasks(
+            Run(model=noisy), settings(files, *names), keeping=Keeping(records=store.path),
+            against=Reference(model=tiny), judging=Judging(keep_chance=True, **judging),
+        )  # fmt: skip
+
+    found = ask("pairs", "words").comparison.average
+    (kept,) = store.find(metric="recovery_percent_average")
+    ends = (kept.lower, kept.value, kept.upper)
+    assert ends == tuple(getattr(found.recovery_percent, end) for end in ("low", "value", "high"))
+    assert kept.detail["tasks"] == ["pairs", "words"]
+    assert set(kept.subject["tasks"]) == {"pairs", "words"} and "task" not in kept.subject
+    ask("pairs", "words")
+    assert len(store.find(metric="recovery_percent_average")) == 1
+    ask("pairs")  # other tasks, and another budget, are other averages
+    ask("pairs", budget_percent=5.0)
+    assert len(store.find(metric="recovery_percent_average")) == 3
+
+
 def test_code_runs_only_when_asked(tiny, files):
     with pytest.raises(UnsupportedError, match=r"code.jsonl: .* add --run-code"):
         evaluate_tasks(Run(model=tiny), settings(files, "code"))

@@ -10,6 +10,7 @@ from tests.conftest import save_tiny_model
 from tests.report.examples import (
     EVIL,
     cell_records,
+    diagnosis_file,
     eval_records,
     frontier_json,
     profile_file,
@@ -57,7 +58,8 @@ def full(models, tmp_path_factory) -> Example:
     records = [
         *eval_records(small, kl=0.05, change=(2.0, 3.0, 4.0)),
         *eval_records(large, kl=0.001, change=(-0.1, 0.05, 0.2)),
-        task_record(large, task=EVIL), similarity_record(large), *cell_records(CELLS),
+        task_record(large, EVIL), task_record(large, EVIL, is_average=True),
+        similarity_record(large), *cell_records(CELLS),
     ]  # fmt: skip
     sources = Sources(
         directories=(small, large),
@@ -65,6 +67,7 @@ def full(models, tmp_path_factory) -> Example:
         profile=profile_file(folder / "profile.json", EVIL),
         plan=frontier_json(folder / "plan.frontier.json"),
         samples=samples_file(folder / "samples.jsonl", EVIL),
+        diagnosis=diagnosis_file(folder / "diagnosis.json", EVIL),
     )
     return Example(sources=sources, small=small, large=large)
 

@@ -48,15 +48,28 @@ def eval_records(
     ]  # fmt: skip
 
 
-def task_record(directory: Path, task: str = "copa") -> Record:
-    identity = {"fingerprint": Checkpoint.open(directory).fingerprint, "task": task}
+def task_record(
+    directory: Path,
+    *tasks: str,
+    recovery: tuple[float, float, float] = (90.0, 96.0, 102.0),
+    is_average: bool = False,
+    **more: Any,
+) -> Record:
+    """What `eval --tasks --records` keeps of one task, or of several together. more: of what was
+    found, as `above_chance`, or of how it was asked, as `limit`."""
+    asked = {name: more.pop(name) for name in ("limit", "shots", "judging") if name in more}
+    identity: dict[str, Any] = asked | {"fingerprint": Checkpoint.open(directory).fingerprint}
+    identity |= {"tasks": dict.fromkeys(tasks, "d")} if is_average else {"task": tasks[0]}
     detail = {
         "score": {"low": 50.0, "value": 60.0, "high": 70.0},
-        "reference": {"low": 52.0, "value": 62.5, "high": 72.0}, "verdict": "undecided",
+        "reference": {"low": 52.0, "value": 62.5, "high": 72.0}, "floor_percent": 0.0,
     }  # fmt: skip
+    low, value, high = recovery
     return Record(
-        study="eval tasks", key=record_key(identity), subject=identity, metric="recovery_percent",
-        value=96.0, lower=90.0, upper=102.0, confidence=0.95, detail=detail,
+        study="eval tasks", key=record_key(identity), subject=identity,
+        metric="recovery_percent_average" if is_average else "recovery_percent",
+        value=value, lower=low, upper=high, confidence=0.95,
+        detail=detail | ({"tasks": list(tasks)} if is_average else {}) | more,
     )  # fmt: skip
 
 
@@ -128,6 +141,34 @@ def frontier_json(path: Path) -> Path:
             {"cost": 4000.0, "predicted": 0.05, "bits_per_weight": 4.0},
             {"cost": 8000.0, "predicted": 0.001, "bits_per_weight": 8.0},
         ],
+    }  # fmt: skip
+    path.write_text(json.dumps(found))
+    return path
+
+
+def diagnosis_file(path: Path, name: str = "toy") -> Path:
+    """Two parts: of 0.10 nats down_proj wins 0.08 back, q_proj 0.01."""
+
+    def loss(kl: float) -> dict[str, Any]:
+        ends = {"low": kl / 2, "value": kl, "high": 2 * kl}
+        return {"kl_nats": ends, "perplexity_change_percent": {k: 100 * v for k, v in ends.items()}}
+
+    def part(tensor: str, alone: float, restored: float) -> dict[str, Any]:
+        return {"name": tensor, "tensors": [tensor], "numbers": "int2 (rows)",
+                "only_quantized": loss(alone), "only_restored": loss(restored)}  # fmt: skip
+
+    down, query = (f"model.layers.1.{n}.weight" for n in ("mlp.down_proj", "self_attn.q_proj"))
+    errors = {"block": 1, "kind": "linear", "own": 0.02, "inherited": None, "total": 0.05}
+    found = {
+        "reference": name, "quantized": "bad", "target": "ppl<=1%", "granularity": "matmul",
+        "whole": loss(0.1), "rest": loss(0.0), "weights_only": loss(0.09),
+        "activations_only": None, "parts": [part(down, 0.07, 0.02), part(query, 0.005, 0.09)],
+        "errors": [errors | {"name": "model.layers.1.mlp.down_proj", "weight": 0.02}],
+        "cure": {"parts": [down], "loss": {"low": 0.1, "value": 0.5, "high": 0.9},
+                 "without_last": None},
+        "remedies": [{"what": "Give it more bits.", "why": "It costs most.",
+                      "recipe": "[[rule]]\nmatch = \"*.1.mlp.down_proj.weight\""}],
+        "settings": {"tokens": 4096},
     }  # fmt: skip
     path.write_text(json.dumps(found))
     return path

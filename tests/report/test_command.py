@@ -17,7 +17,7 @@ def test_all_options(full, tmp_path):
     done = CliRunner().invoke(app, [
         "report", *map(str, s.directories), "-o", str(page), "--records", str(s.records[0]),
         "--profile", str(s.profile), "--plan", str(s.plan), "--samples", str(s.samples),
-        "--budget", "5",
+        "--diagnosis", str(s.diagnosis), "--budget", "5",
     ])  # fmt: skip
     assert done.exit_code == 0 and done.stderr == "", done.output
     assert "within 5 %" in page.read_text()

@@ -81,6 +81,7 @@ def test_other_files_that_are_not_what_they_should_be(copy, tmp_path):
         (Sources(directories=(copy,), profile=bad), "pennyweight profile"),
         (Sources(directories=(copy,), profile=tmp_path / "none"), "no such file"),
         (Sources(directories=(copy,), plan=bad), "pennyweight plan"),
+        (Sources(directories=(copy,), diagnosis=bad), "pennyweight diagnose"),
         (Sources(directories=(copy,), plan=tmp_path / "plan.toml"), "plan.frontier.json: no such"),
         (Sources(directories=(copy,), records=(bad,)), "not a store"),
         (Sources(directories=(copy,), samples=tmp_path / "none"), "cannot be read"),

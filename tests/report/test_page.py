@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pennyweight.evaluate import Settings
-from pennyweight.pipeline.demo import PROMPT, Demo
+from pennyweight.pipeline.demo import PROMPT, Demo, Version
 from pennyweight.pipeline.evaluate import evaluate
 from pennyweight.pipeline.quantize import quantize
 from pennyweight.pipeline.recipe import Recipe, Rule
@@ -88,7 +88,7 @@ def test_code_is_marked_and_the_rest_escaped():
 
 def test_every_plot_has_a_label_and_a_table(full, text):
     plots = [p for s in sections(full.material) for p in s.parts if isinstance(p, Plot)]
-    assert len(plots) == 9
+    assert len(plots) == 10
     assert text.count('class="plot"') == len(plots)
     assert text.count("<details>") == len(plots)
     for plot in plots:
@@ -167,12 +167,12 @@ def test_in_a_browser(written, tmp_path):
     with chromium(tmp_path / "profile") as browser:
         browser.show(1200, 900)
         browser.open(written)
-        browser.wait("return document.documentElement.dataset.drawn === '9'")
+        browser.wait("return document.documentElement.dataset.drawn === '10'")
         for name, width in (("light", 1200), ("dark", 1200), ("phone", 390)):
             browser.show(width, 900, dark=name == "dark")
             browser.wait(f"return {tick} === {ink}")  # plots follow
             count = "return document.querySelectorAll('[data-drawn=true] .main-svg').length"
-            assert browser.run(count) >= 9
+            assert browser.run(count) >= 10
             assert browser.run("return document.documentElement.scrollWidth") <= width
             browser.picture(tmp_path / f"{name}.png")
             assert (tmp_path / f"{name}.png").stat().st_size > 50_000
@@ -193,15 +193,17 @@ def written_title(path: Path) -> str:
 
 def test_the_demo_ends_with_its_report(tmp_path):
     """pylm, quantized and measured: the page holds what was measured, from the files it wrote."""
-    out = tmp_path / "demo"
+    folder = tmp_path / "demo"
     recipe = Recipe(model="pylm", rule=(Rule(scheme="W4A16_g128", quantizer="rtn"),))
-    result = quantize(recipe, out, threads=1)
-    found = evaluate(out, against="pylm", settings=Settings(max_tokens=1500, document_tokens=150))
+    result = quantize(recipe, folder / "uniform", threads=1)
+    settings = Settings(max_tokens=1500, document_tokens=150)
+    found = evaluate(result.path, against="pylm", settings=settings)
     assert found.comparison is not None
-    demo = Demo(result=result, evaluation=found, before=f"{PROMPT} a", after=f"{PROMPT} b")
+    version = Version(title="W4A16_g128", result=result, evaluation=found, writes=f"{PROMPT} b")
+    demo = Demo(folder=folder, original_writes=f"{PROMPT} a", versions=(version,))
     made = report_demo(demo)
     text = made.read_text(encoding="utf-8")
-    assert made == out / "report.html"
+    assert made == folder / "report.html"
     assert f"{found.comparison.perplexity_change_percent.value:+.2f} %" in text
     assert "35 tensors quantized, 12 copied bit for bit" in text
     assert "Left out for want of data" in text and "Outliers of the activations" in text

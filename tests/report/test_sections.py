@@ -19,6 +19,7 @@ from pennyweight.evaluate.verdict import Verdict
 from pennyweight.report import (
     blocks,
     calibration,
+    diagnosis,
     figure,
     frontier,
     generations,
@@ -29,7 +30,7 @@ from pennyweight.report import (
     summary,
     words,
 )
-from pennyweight.report.content import Absent, Cards, Plot, Table, Text
+from pennyweight.report.content import Absent, Cards, Code, Plot, Table, Text
 from pennyweight.report.material import Sources, gather
 from pennyweight.report.report import sections
 from tests.report.examples import EVIL, cell_records, eval_records, store
@@ -45,8 +46,10 @@ def test_the_verdict_names_the_smallest_that_is_good_enough(full):
     assert said.text.startswith("Of 2 measured models 1 stays within 1 %")
     assert "large" in said.text and "+0.05 %, 95 % interval -0.10 to +0.20" in said.text
     small, large = cards.cards
-    assert (small.mark, small.verdict) == ("✕", "loses more than 1 %")
-    assert (large.mark, large.verdict) == ("✓", "lossless within noise")
+    assert [(b.mark, b.text) for b in small.badges] == [("✕", "loses more than 1 %")]
+    (on_texts, on_tasks) = large.badges
+    assert (on_texts.mark, on_texts.text) == ("✓", "texts: lossless within noise")
+    assert (on_tasks.mark, on_tasks.text) == ("?", "tasks: undecided at 1 %")
     assert ("perplexity", "+3.00 %", "+2.00 to +4.00") in small.numbers
 
 
@@ -63,7 +66,8 @@ def test_nothing_measured_is_said_with_the_command(copy):
     material = gather(Sources(directories=(copy,)))
     (said,) = parts(summary.section(material), Text)
     assert f"pennyweight eval {copy} --against" in said.text
-    assert parts(summary.section(material), Cards)[0].cards[0].verdict == "not measured"
+    (badge,) = parts(summary.section(material), Cards)[0].cards[0].badges
+    assert badge.text == "not measured"
     absent = quality.section(material)
     assert isinstance(absent, Absent) and "pennyweight eval" in absent.need
 
@@ -71,7 +75,7 @@ def test_nothing_measured_is_said_with_the_command(copy):
 def test_sections_without_data_are_left_out(copy):
     found = list(sections(gather(Sources(directories=(copy,)))))
     missing = {each.title for each in found if isinstance(each, Absent)}
-    modules = (quality, pareto, frontier, outliers, calibration, generations)
+    modules = (quality, pareto, frontier, diagnosis, outliers, calibration, generations)
     assert missing == {module.TITLE for module in modules}
 
 
@@ -91,7 +95,8 @@ def test_the_quality_table_says_once_what_all_rows_share(full):
     table, tasks = parts(quality.section(full.material), Table)
     assert table.caption.endswith("against reference, on text.txt, 1,234 tokens, context 512")
     assert table.rows[1][2:4] == ("+0.05 (-0.10 to +0.20)", "0.001 (0.0009 to 0.0011)")
-    assert tasks.rows == (("large", EVIL, "62.5", "60.0", "96.0 (90.0 to 102.0)", "undecided"),)
+    row = ("large", EVIL, "62.5", "60.0", "96.0 (90.0 to 102.0)", "undecided")
+    assert tasks.rows == (row,)
 
 
 def test_an_evaluation_in_the_directory_counts(copy):
@@ -225,6 +230,38 @@ def test_the_plan_is_drawn_as_predicted_and_as_measured(full):
     assert [row[0] for row in plot.table.rows] == ["1", "chosen", "frontier", "frontier"]
 
 
+def test_the_costliest_part_is_on_top_with_what_it_wins_back(full):
+    found = diagnosis.section(full.material)
+    (plot,), (recipe,) = parts(found, Plot), parts(found, Code)
+    alone, won = plot.figure["data"]
+    assert list(alone["y"]) == ["1.mlp.down_proj", "1.self_attn.q_proj"]
+    assert list(alone["x"]) == [0.07, 0.005] and list(won["x"]) == pytest.approx([0.08, 0.01])
+    assert plot.table.rows[0][2:] == ("0.07 (0.035 to 0.14)", "0.08", "2", "none", "5")
+    assert plot.table.rows[1][4:] == ("none", "none", "none")
+    whole, cure, remedy = (text.text for text in parts(found, Text))
+    assert "on 4,096 tokens: KL divergence 0.1 (0.05 to 0.2) nats a token, perplexity +10" in whole
+    assert "Of its weights alone, with inputs exact: 0.09" in whole and "rounded" not in whole
+    assert cure == (
+        "Restoring 1 of 2 parts is enough for `ppl<=1%` (then 0.5 (0.1 to 0.9) %): 1.mlp.down_proj."
+    )
+    assert remedy == "Give it more bits. It costs most."
+    assert recipe.text.startswith("[[rule]]")
+
+
+@pytest.mark.parametrize(
+    ("cure", "expected"),
+    [(None, "Restoring every part is not enough for `ppl<=1%`: 0.5"),
+     ([], "`ppl<=1%` holds with nothing restored: 0.5")],
+)  # fmt: skip
+def test_what_restoring_does_is_said(full, tmp_path, cure, expected):
+    data = json.loads(full.sources.diagnosis.read_text())
+    data["cure"]["parts"] = cure
+    (file := tmp_path / "d.json").write_text(json.dumps(data))
+    sources = Sources(directories=(full.small,), diagnosis=file)
+    texts = parts(diagnosis.section(gather(sources)), Text)
+    assert any(text.text.startswith(expected) for text in texts)
+
+
 def test_outliers_leave_out_what_is_not_known(full):
     kurtosis, channels, noise = parts(outliers.section(full.material), Plot)
     attention, down = kurtosis.figure["data"]
@@ -285,6 +322,15 @@ def test_numbers_are_written_for_readers(value, expected):
     assert words.number(value) == expected
 
 
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [("../a/b/stories260K", "stories260K"), ("/x/y/", "y"), ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
+     ("pylm", "pylm"), ("/", "/"), ("", "")],
+)  # fmt: skip
+def test_a_model_is_called_by_its_last_name(model, expected):
+    assert words.short(model) == expected
+
+
 def test_a_logarithmic_axis_has_ticks_to_read():
     made = figure.log_axis("x", [0.03, 0.2, None])
     assert made["type"] == "log" and made["ticktext"][:3] == ["0.01", "0.02", "0.05"]
@@ -306,7 +352,7 @@ def commands(material) -> list[str]:
 def test_the_commands_on_the_page_are_ones_that_exist(copy, full):
     found = commands(gather(Sources(directories=(copy,)))) + commands(full.material)
     assert {c.split()[0] for c in found} >= {
-        "eval", "plan", "profile", "study", "quantize", "prove"
+        "eval", "plan", "profile", "study", "quantize", "prove", "diagnose"
     }  # fmt: skip
     for command in found:
         words = shlex.split(command.partition(" > ")[0])

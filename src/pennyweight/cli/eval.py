@@ -106,7 +106,8 @@ def eval_command(
         Path | None, typer.Option(help="JSON lines with every question and answer.")
     ] = None,
     records: Annotated[
-        Path | None, typer.Option(help="SQLite file that gets the results; tasks resume from it.")
+        Path | None,
+        typer.Option(help="SQLite file that gets the results; what it holds is not asked again."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of intervals and of examples.")] = 0,
     threads: Annotated[
@@ -159,7 +160,7 @@ def eval_command(
         elif similarity:
             found, show = _similarity(model, common, of_answers | of_both, progress)
         else:
-            found, show = _texts(model, common, of_texts)
+            found, show = _texts(model, common, of_texts, progress)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:
@@ -174,15 +175,17 @@ def _refuse(options: dict[str, Any], measure: str) -> None:
             raise typer.BadParameter(f"{option} says nothing to {measure}; leave it out")
 
 
-def _texts(model: str, common: dict[str, Any], given: dict[str, Any]) -> Shown:
+def _texts(
+    model: str, common: dict[str, Any], given: dict[str, Any], progress: "Progress"
+) -> Shown:
     from pennyweight.evaluate import Settings
-    from pennyweight.pipeline.evaluate import DEFAULT_DATA, evaluate
-    from pennyweight.pipeline.evidence import keep_evaluation
+    from pennyweight.pipeline.evaluate import DEFAULT_DATA, prepare
+    from pennyweight.pipeline.evidence import measured
     from pennyweight.records import Clock
 
     clock = Clock()
     names = ("context", "stride", "max_tokens", "document_tokens")
-    evaluation = evaluate(
+    measurement = prepare(
         model,
         against=common["against"],
         data=given["data"] or DEFAULT_DATA,
@@ -192,8 +195,11 @@ def _texts(model: str, common: dict[str, Any], given: dict[str, Any]) -> Shown:
         ),
         attention=common["attention"],
     )
-    if common["records"] is not None:
-        keep_evaluation(evaluation, common["records"], clock)
+    if common["records"] is None:
+        return measurement(), show
+    evaluation, resumed = measured(measurement, common["records"], clock)
+    if resumed:
+        progress.say(f"resumed: all numbers are from {common['records']}")
     return evaluation, show
 
 

@@ -26,8 +26,12 @@ def report_command(
     samples: Annotated[
         Path | None, typer.Option(help="What `eval --similarity --samples` wrote.")
     ] = None,
+    diagnosis: Annotated[
+        Path | None, typer.Option(help="What `diagnose MODEL QUANTIZED --json` printed.")
+    ] = None,
     budget: Annotated[
-        float, typer.Option(min=0, help="Rise of the perplexity that is allowed, percent.")
+        float,
+        typer.Option(min=0, help="Loss of perplexity and of task scores that is allowed, percent."),
     ] = 1.0,
 ) -> None:
     """Show what was made and measured as one HTML file that needs no network.
@@ -40,8 +44,9 @@ def report_command(
     from pennyweight.report.report import write_report
 
     sources = Sources(
-        directories=directories, records=records or [], profile=profile, plan=plan, samples=samples
-    )
+        directories=directories, records=records or [], profile=profile, plan=plan,
+        samples=samples, diagnosis=diagnosis,
+    )  # fmt: skip
     command = f"pennyweight {shlex.join(sys.argv[1:])}"
     absent = write_report(gather(sources, budget_percent=budget, command=command), output)
     if absent:

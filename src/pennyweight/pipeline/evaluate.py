@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig
 
 from pennyweight.core.errors import DataError
 from pennyweight.evaluate import DEFAULT_CONTEXT, Evaluation, Settings, evaluate_tokens
+from pennyweight.evaluate.evaluation import digest_of, limited, resolved
 from pennyweight.model.attention import AttentionFormats, round_attention
 from pennyweight.model.load import load_model, load_tokenizer, vocabulary
 from pennyweight.model.pictures import has_images
@@ -30,6 +32,28 @@ DEFAULT_DATA = ("stdlib-heldout",)
 CALIBRATION_SAMPLES = 32  # of as many tokens as a window; static scales need maxima, not sums
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A model, a reference beside it, and the tokens both read: loaded and checked, not yet run."""
+
+    model: nn.Module
+    reference: nn.Module | None
+    tokens: Sequence[Tokens]
+    settings: Settings  # complete: context and stride are numbers
+    names: Mapping[str, Any]  # fields of the Evaluation that only the caller of `prepare` knows
+
+    @property
+    def digest(self) -> str:
+        """Of the tokens that are scored, as in the Evaluation."""
+        return digest_of(limited(self.tokens, self.settings))
+
+    def __call__(self) -> Evaluation:
+        found = evaluate_tokens(
+            self.model, self.tokens, reference=self.reference, settings=self.settings
+        )
+        return replace(found, **self.names)
+
+
 def evaluate(
     model: str | Path,
     *,
@@ -41,11 +65,29 @@ def evaluate(
 ) -> Evaluation:
     """Perplexity and bits per byte of a model; with `against`, also its distance from a reference.
 
+    Raises what `prepare` raises, and NumericalError naming the document for logits that are not
+    finite.
+    """
+    return prepare(
+        model, against=against, data=data, split_at=split_at, settings=settings, attention=attention
+    )()
+
+
+def prepare(
+    model: str | Path,
+    *,
+    against: str | Path | None = None,
+    data: Sequence[str] = DEFAULT_DATA,
+    split_at: str | None = None,
+    settings: Settings | None = None,
+    attention: AttentionFormats | None = None,
+) -> Measurement:
+    """Everything up to the measurement.
+
     If all data are token ids no tokenizer is needed, and bits per byte are unknown. `attention`
     rounds the model's keys, values and operands of attention, not those of the reference.
-    Raises DataError for a text or window that cannot be used or tokenizers that differ,
-    NumericalError naming the document for logits that are not finite, and what `round_attention`
-    raises for formats that do not fit the model.
+    Raises DataError for a text or window that cannot be used or tokenizers that differ, and what
+    `round_attention` raises for formats that do not fit the model.
     """
     settings, attention = settings or Settings(), attention or AttentionFormats()
     attention.parsed()  # an unknown name before anything is loaded
@@ -64,20 +106,17 @@ def evaluate(
     if pictured and tokenizer is not None:
         tokens += _pictured(pictured, loaded, resolve_model(model), tokenizer)
         settings = _roomy(settings, tokens)
-    settings = fitting([loaded, reference], settings)
+    settings = resolved(fitting([loaded, reference], settings))
     check_vocabulary(vocabulary(loaded), tokens)
     calibration = _calibration(model, attention, settings) if attention.static else None
     bits = round_attention(loaded, attention, calibration)
-    evaluation = evaluate_tokens(loaded, tokens, reference=reference, settings=settings)
-    return replace(
-        evaluation,
-        model=str(model),
-        reference="" if against is None else str(against),
-        data=tuple(data),
-        split_at=split_at,
-        bos=describe_bos(tokenizer, settings.bos) if tokenizer else "as in the token ids",
-        attention=attention,
-        kv_cache_bits=bits,
+    names = {
+        "model": str(model), "reference": "" if against is None else str(against),
+        "data": tuple(data), "split_at": split_at, "attention": attention, "kv_cache_bits": bits,
+        "bos": describe_bos(tokenizer, settings.bos) if tokenizer else "as in the token ids",
+    }  # fmt: skip
+    return Measurement(
+        model=loaded, reference=reference, tokens=tokens, settings=settings, names=names
     )
 
 

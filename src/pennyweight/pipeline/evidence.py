@@ -1,29 +1,70 @@
-"""An evaluation over texts as Records."""
+"""An evaluation over texts as Records, and found again in them."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from pennyweight.core.record import Record, record_key
 from pennyweight.evaluate import Evaluation, Interval
 from pennyweight.pipeline.engine import fingerprint
+from pennyweight.pipeline.evaluate import Measurement
 from pennyweight.records import Clock, Store, provenance
 
 STUDY = "eval"
+WHOLE = "whole"  # in a record's detail
+T = TypeVar("T")
 
 
-def keep_evaluation(evaluation: Evaluation, records: Path, clock: Clock) -> int:
-    """Add what `evaluate` found to a store; returns how many records were new."""
-    settings = evaluation.settings
+def measured(measurement: Measurement, records: Path, clock: Clock) -> tuple[Evaluation, bool]:
+    """What a store holds of this measurement, or the measurement itself, which is then kept; and
+    whether it was there."""
+    settings, names = measurement.settings, measurement.names
+    against = names["reference"]
     identity: dict[str, Any] = json.loads(json.dumps(asdict(settings))) | {
-        "fingerprint": fingerprint(evaluation.model),
-        "reference": fingerprint(evaluation.reference) if evaluation.reference else None,
-        "tokens": evaluation.digest,
-        "attention": json.loads(json.dumps(asdict(evaluation.attention))),
+        "fingerprint": fingerprint(names["model"]),
+        "reference": fingerprint(against) if against else None,
+        "tokens": measurement.digest,
+        "attention": json.loads(json.dumps(asdict(names["attention"]))),
     }
+    store = Store.open(records)
+    kept = kept_whole(store, STUDY, identity, Evaluation)
+    if kept is not None:  # the folders may be others now
+        return replace(kept, **names), True
+    evaluation = measurement()
+    store.add(_evaluation_records(evaluation, identity, clock))
+    return evaluation, False
+
+
+def kept_whole(store: Store, study: str, identity: Mapping[str, Any], kind: type[T]) -> T | None:
+    """A result that one of its records holds in full, under WHOLE in its detail."""
+    key = record_key(identity)
+    for record in store.find(study=study):
+        if record.key == key and WHOLE in record.detail:
+            return TypeAdapter(kind).validate_python(_with_nan(record.detail[WHOLE]))
+    return None
+
+
+def _with_nan(value: Any) -> Any:
+    """Ends of intervals that JSON has as null."""
+    if isinstance(value, list):
+        return [_with_nan(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    ends = value.keys() == {"low", "value", "high"}
+    return {k: math.nan if ends and v is None else _with_nan(v) for k, v in value.items()}
+
+
+def _evaluation_records(
+    evaluation: Evaluation, identity: Mapping[str, Any], clock: Clock
+) -> Iterator[Record]:
+    """One for each number; that of the perplexity holds them all."""
     found = {"perplexity": evaluation.perplexity, "bits_per_byte": evaluation.bits_per_byte}
     if comparison := evaluation.comparison:
         found |= {
@@ -33,27 +74,26 @@ def keep_evaluation(evaluation: Evaluation, records: Path, clock: Clock) -> int:
             "reference_perplexity": comparison.perplexity,
             "reference_bits_per_byte": comparison.bits_per_byte,
         }
-    subject = identity | {
+    subject = dict(identity) | {
         "model": evaluation.model, "against": evaluation.reference, "data": list(evaluation.data),
         "unit": evaluation.unit, "scored_tokens": evaluation.tokens,
     }  # fmt: skip
-    return Store.open(records).add(
-        Record(
-            study=STUDY,
-            key=record_key(identity),
-            subject=subject,
-            metric=name,
-            value=interval.value,
-            lower=known(interval.low),
-            upper=known(interval.high),
-            confidence=evaluation.confidence,
-            data=evaluation.digest,
-            seed=settings.seed,
-            **provenance(clock),
-        )
-        for name, interval in found.items()
-        if isinstance(interval, Interval) and interval.value - interval.value == 0
-    )
+    for name, interval in found.items():
+        if isinstance(interval, Interval) and interval.value - interval.value == 0:
+            yield Record(
+                study=STUDY,
+                key=record_key(identity),
+                subject=subject,
+                metric=name,
+                value=interval.value,
+                lower=known(interval.low),
+                upper=known(interval.high),
+                confidence=evaluation.confidence,
+                data=evaluation.digest,
+                seed=evaluation.settings.seed,
+                detail={WHOLE: evaluation.to_dict()} if name == "perplexity" else {},
+                **provenance(clock),
+            )
 
 
 def known(end: float) -> float | None:

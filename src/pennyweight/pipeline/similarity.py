@@ -6,7 +6,7 @@ import gc
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pennyweight.model.text import Document, documents
 from pennyweight.model.tokens import BosRule, Tokenizer, check_same_tokenizer, describe_bos
 from pennyweight.model.writer import write_text
 from pennyweight.pipeline.engine import Engine, Keeping, Run, describe_chat, fingerprint
-from pennyweight.pipeline.evidence import known
+from pennyweight.pipeline.evidence import WHOLE, kept_whole, known
 from pennyweight.records import Clock, Store, provenance
 
 STUDY = "eval similarity"
@@ -86,6 +86,13 @@ def compare_answers(
     prompts = _prompts(settings, tokenizer)
     check_same_tokenizer(tokenizer, load_tokenizer(against), prompts)
     asked = [_ids(prompt.text, tokenizer, settings) for prompt in prompts]
+    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    identity = _identity(run, against, settings, digest)
+    if store is not None and keeping.samples is None:
+        kept = kept_whole(store, STUDY, identity, SimilarityReport)
+        if kept is not None:
+            progress.say(f"resumed: all numbers are from {store.path}")
+            return replace(kept, model=str(run.model), reference=str(against))
     answers, cut = {}, 0
     for role, each in (("reference", Run(model=against)), ("model", run)):
         engine = Engine.load(each)
@@ -96,13 +103,13 @@ def compare_answers(
     found = similarity(answers["model"], answers["reference"], encoder=encoder, seed=settings.seed)
     report = SimilarityReport(
         model=str(run.model), reference=str(against), found=found, settings=settings,
-        prompts_digest=hashlib.sha256(json.dumps(asked).encode()).hexdigest(), cut=cut,
+        prompts_digest=digest, cut=cut,
         bos=describe_bos(tokenizer, settings.bos), chat_template=chat,
     )  # fmt: skip
     if keeping.samples is not None:
         _write_samples(keeping.samples, prompts, answers, found)
     if store is not None:
-        store.add(_records(report, run.attention or AttentionFormats(), clock))
+        store.add(_records(report, identity, clock))
     return report
 
 
@@ -204,14 +211,21 @@ def _write_samples(
     write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-def _records(report: SimilarityReport, attention: AttentionFormats, clock: Clock) -> list[Record]:
-    found = report.found
-    identity: dict[str, Any] = json.loads(json.dumps(asdict(report.settings))) | {
-        "fingerprint": fingerprint(report.model),
-        "reference": fingerprint(report.reference),
-        "questions": report.prompts_digest,
-        "attention": json.loads(json.dumps(asdict(attention))),
+def _identity(
+    run: Run, against: str | Path, settings: AnswerSettings, digest: str
+) -> dict[str, Any]:
+    """Everything that the answers depend on; prompts by what they hold."""
+    return json.loads(json.dumps(asdict(settings))) | {
+        "fingerprint": fingerprint(run.model),
+        "reference": fingerprint(against),
+        "questions": digest,
+        "attention": json.loads(json.dumps(asdict(run.attention or AttentionFormats()))),
     }
+
+
+def _records(report: SimilarityReport, identity: dict[str, Any], clock: Clock) -> list[Record]:
+    """One for each number; that of ROUGE-1 holds them all."""
+    found = report.found
     values = {name: value for name, value in vars(found).items() if isinstance(value, Interval)}
     values |= found.encoded
     for role in ("model", "reference"):
@@ -228,6 +242,7 @@ def _records(report: SimilarityReport, attention: AttentionFormats, clock: Clock
             confidence=found.confidence,
             data=report.prompts_digest,
             seed=found.seed,
+            detail={WHOLE: report.to_dict()} if name == "rouge1_percent" else {},
             **provenance(clock),
         )
         for name, interval in values.items()

@@ -11,7 +11,7 @@ from pennyweight.core.record import Record
 from pennyweight.report.content import Absent, Part, Plot, Section, Table, Text
 from pennyweight.report.figure import axis, figure, marker
 from pennyweight.report.material import Material
-from pennyweight.report.words import UNKNOWN, label, number, plural
+from pennyweight.report.words import UNKNOWN, label, number, plural, short
 
 TITLE = "Calibration: sets and seeds"
 METRIC = "kl_nats"
@@ -37,7 +37,7 @@ def _study(name: tuple[str, str], records: Sequence[Record], index: int) -> Iter
     sets = list(dict.fromkeys(str(r.subject["set"]) for r in records))
     seeds = len({r.subject["seed"] for r in records})
     yield Text(
-        text=f"Study {name[0]} of {name[1]}: {plural(len(records), 'model')} calibrated on "
+        text=f"Study {name[0]} of {short(name[1])}: {plural(len(records), 'model')} calibrated on "
         f"{plural(len(sets), 'set')} with {plural(seeds, 'seed')}. Points are single models. "
         "Where the points of two sets lie apart by more than the points of one, the set matters."
     )

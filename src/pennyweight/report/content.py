@@ -15,6 +15,13 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Code:
+    """Lines to copy."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Heading:
     """Of a part of a section."""
 
@@ -44,15 +51,23 @@ class Plot:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Badge:
+    """A verdict in a few words."""
+
+    mark: str  # a sign, so that the colour is not alone in saying it
+    tone: str  # good, fair, poor or none
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Card:
     """A model at a glance."""
 
     title: str
     subtitle: str
-    mark: str  # a sign, so that the colour is not alone in saying it
-    tone: str  # good, fair, poor or none
-    verdict: str
+    badges: tuple[Badge, ...]
     numbers: tuple[tuple[str, str, str], ...]  # name, value, interval or ''
+    rows: tuple[tuple[str, str, str], ...] = ()  # the same, of names that may be long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +93,7 @@ class Facts:
     rows: tuple[tuple[str, str], ...]
 
 
-Part = Text | Heading | Table | Plot | Cards | Pair | Facts
+Part = Text | Code | Heading | Table | Plot | Cards | Pair | Facts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,6 +144,62 @@ class FrontierFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossFacts:
+    """The loss of a model with some parts exchanged."""
+
+    kl_nats: Ends
+    perplexity_change_percent: Ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartFacts:
+    name: str
+    numbers: str
+    only_quantized: LossFacts
+    only_restored: LossFacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorFacts:
+    """Squared errors over the energy of the output; None where there is no such."""
+
+    name: str
+    own: float | None
+    inherited: float | None
+    total: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CureFacts:
+    parts: tuple[str, ...] | None
+    loss: Ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemedyFacts:
+    what: str
+    why: str
+    recipe: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnosisFile:
+    """What `diagnose --json` printed."""
+
+    reference: str
+    quantized: str
+    target: str
+    whole: LossFacts
+    parts: tuple[PartFacts, ...]
+    cure: CureFacts
+    weights_only: LossFacts | None = None
+    activations_only: LossFacts | None = None
+    errors: tuple[ErrorFacts, ...] = ()
+    remedies: tuple[RemedyFacts, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """A prompt, and what both models wrote after it."""
 

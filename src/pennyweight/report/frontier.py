@@ -40,6 +40,8 @@ def section(material: Material) -> Section | Absent:
 
 
 def unit(found: FrontierFile) -> str:
+    if unit := found.budget.get("unit"):  # earlier plans do not have it
+        return str(unit)
     measured = str(found.budget.get("measured", ""))
     return "% of perplexity" if measured.endswith("percent") else "nats a token"
 
@@ -97,6 +99,7 @@ def _ends(candidates: tuple[CandidateFacts, ...]) -> dict[str, Any]:
 def _budget(found: FrontierFile) -> list[dict[str, Any]]:
     """A line at what may be lost, or at the bits that may be spent."""
     limit, bounded = found.budget.get("limit"), found.budget.get("bounded")
+    limit = found.budget.get("allowed", limit)  # of a recovery, what may be lost
     line = {"type": "line", "line": {"color": "var(--poor)", "width": 1.5, "dash": "dash"}}
     name = {"text": "budget", "textposition": "start", "font": {"color": "var(--poor)"}}
     if not isinstance(limit, int | float):

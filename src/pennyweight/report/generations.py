@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 from pennyweight.core.record import Record
 from pennyweight.pipeline import similarity
 from pennyweight.report.content import Absent, Pair, Section, Table, Text
 from pennyweight.report.material import Material, Model
-from pennyweight.report.quality import record_interval
-from pennyweight.report.words import shown
+from pennyweight.report.words import record_interval, shown
 
 TITLE = "What they write"
 MOST = 8  # pairs on the page
 METRICS = {
     "rouge1_percent": "ROUGE-1, %", "rougeL_percent": "ROUGE-L, %",
-    "same_answer_percent": "same answer, %",
+    "equal_percent": "equal answers, %", "prefix_tokens": "equal start, tokens",
+    "prefix_percent": "equal start, %", "length_drift_percent": "change of length, %",
 }  # fmt: skip
 
 
@@ -41,9 +42,15 @@ def _said(material: Material) -> str:
     same = sum(each.model == each.reference for each in material.samples)
     shown_ = f"; the first {MOST} are shown" if count > MOST else ""
     return (
-        f"{same} of {count} texts from {material.samples_from} are the same to the last character"
+        f"{same} of {count} texts of {_whose(material)} are the same to the last character"
         f"{shown_}. Pale text is what both wrote; a mark shows where they part."
     )
+
+
+def _whose(material: Material) -> str:
+    """The model that wrote the samples, where its directory holds them."""
+    folder = Path(material.samples_from).parent
+    return next((m.name for m in material.models if m.path == folder), material.samples_from)
 
 
 def _pairs(material: Material) -> Iterator[Pair]:

@@ -23,6 +23,7 @@ from pennyweight.pipeline.prove import PROOF
 from pennyweight.pipeline.workdir import PLAN
 from pennyweight.records import Store
 from pennyweight.report.files import (
+    DiagnosisFile,
     EvaluationFile,
     FrontierFile,
     ProfileFile,
@@ -57,6 +58,7 @@ class Sources:
     profile: Path | None = None
     plan: Path | None = None
     samples: Path | None = None
+    diagnosis: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,7 @@ class Material:
     records: tuple[Record, ...] = ()
     profile: ProfileFile | None = None
     frontier: FrontierFile | None = None
+    diagnosis: DiagnosisFile | None = None
     samples: tuple[Sample, ...] = ()
     samples_from: str = ""
     budget_percent: float = DEFAULT_BUDGET_PERCENT  # of the perplexity, for the verdict
@@ -92,6 +95,7 @@ def gather(
         records=tuple({(r.study, r.key, r.metric): r for r in records}.values()),
         profile=None if sources.profile is None else _read(PROFILE, sources.profile),
         frontier=None if sources.plan is None else _read(FRONTIER, frontier_file(sources.plan)),
+        diagnosis=None if sources.diagnosis is None else _read(DIAGNOSIS, sources.diagnosis),
         samples=samples,
         samples_from=samples_from,
         budget_percent=budget_percent,
@@ -143,11 +147,13 @@ PROOF_ADAPTER = TypeAdapter(ProofFile)
 EVALUATION_ADAPTER = TypeAdapter(EvaluationFile)
 PROFILE = TypeAdapter(ProfileFile)
 FRONTIER = TypeAdapter(FrontierFile)
+DIAGNOSIS = TypeAdapter(DiagnosisFile)
 SAMPLE = TypeAdapter(Sample)
 MADE_BY = {
     id(PROOF_ADAPTER): "`pennyweight quantize`",
     id(EVALUATION_ADAPTER): "`pennyweight eval MODEL --against REFERENCE --json`",
     id(PROFILE): "`pennyweight profile MODEL --json`",
+    id(DIAGNOSIS): "`pennyweight diagnose REFERENCE MODEL --json`",
     id(FRONTIER): "`pennyweight plan` (plan.toml, or the .frontier.json beside it)",
 }
 

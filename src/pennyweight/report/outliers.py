@@ -14,7 +14,7 @@ from pennyweight.report.content import Absent, Plot, Section, Table, Text
 from pennyweight.report.figure import axis, colour, figure, log_axis, marker
 from pennyweight.report.files import PlaceFacts, PortraitFacts, ProfileFile
 from pennyweight.report.material import Material
-from pennyweight.report.words import label, number
+from pennyweight.report.words import label, number, short
 
 TITLE = "Outliers of the activations"
 NORMAL_KURTOSIS = 3.0
@@ -44,9 +44,9 @@ def section(material: Material) -> Section | Absent:
         return Absent(title=TITLE, need="a profile of a model with linears")
     advice = [Text(text=sentence) for sentence in profile.advice]
     what = Text(
-        text=f"Inputs of linears in {profile.model}, seen on {first}; first tokens are left out of "
-        "kurtosis and channels. Kurtosis is 3 for a normal distribution; a largest channel far "
-        "above the median one asks for smoothing. Signal to noise is what reaches the outputs "
+        text=f"Inputs of linears in {short(profile.model)}, seen on {first}; first tokens are left "
+        "out of kurtosis and channels. Kurtosis is 3 for a normal distribution; a largest channel "
+        "far above the median one asks for smoothing. Signal to noise is what reaches the outputs "
         "when the input is rounded to int8."
     )
     return Section(

@@ -15,6 +15,7 @@ from pennyweight.report.content import (
     Absent,
     Card,
     Cards,
+    Code,
     Facts,
     Heading,
     Pair,
@@ -109,6 +110,8 @@ def _part(part: Part) -> str:
     match part:
         case Text():
             return f"<p>{inline(part.text)}</p>"
+        case Code():
+            return f"<pre>{html.escape(part.text)}</pre>"
         case Heading():
             return f"<h3>{html.escape(part.text)}</h3>"
         case Table():
@@ -181,11 +184,22 @@ def _card(card: Card) -> str:
         f"<small>{html.escape(ends)}</small></dd></div>"
         for name, value, ends in card.numbers
     )
+    tasks = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd><b>{html.escape(value)}</b> "
+        f"<small>{html.escape(ends)}</small></dd></div>"
+        for name, value, ends in card.rows
+    )
+    rows = f'<dl class="rows">{tasks}</dl>' if tasks else ""
+    badges = "".join(
+        f'<p class="badge {badge.tone}"><span aria-hidden="true">{badge.mark}</span> '
+        f"{html.escape(badge.text)}</p>"
+        for badge in card.badges
+    )
     return (
-        f'<article class="card {card.tone}"><h3>{html.escape(card.title)}</h3>'
+        f'<article class="card"><h3>{html.escape(card.title)}</h3>'
         f'<p class="subtitle">{html.escape(card.subtitle)}</p>'
-        f'<p class="badge"><span aria-hidden="true">{card.mark}</span> '
-        f"{html.escape(card.verdict)}</p><dl>{numbers}</dl></article>"
+        f'<div class="badges">{badges}</div><dl>{numbers}</dl>'
+        f"{rows}</article>"
     )
 
 
@@ -193,7 +207,7 @@ def _pair(pair: Pair) -> str:
     sides = (("reference", pair.reference), ("quantized", pair.model))
     written = "".join(
         f'<div><h4>{who}</h4><pre><span class="same">{html.escape(text[: pair.shared])}</span>'
-        f"{_mark(text, pair.shared)}{html.escape(text[pair.shared :])}</pre></div>"
+        f"{_mark(text, pair.shared)}{html.escape(text[pair.shared :])}{_none(text)}</pre></div>"
         for who, text in sides
     )
     prompt = html.escape(pair.prompt)
@@ -201,6 +215,10 @@ def _pair(pair: Pair) -> str:
         f'<article class="pair"><h3>{html.escape(pair.name)}</h3>'
         f'<pre class="prompt">{prompt}</pre><div class="sides">{written}</div></article>'
     )
+
+
+def _none(text: str) -> str:
+    return "" if text.strip() else '<span class="none">nothing</span>'
 
 
 def _mark(text: str, shared: int) -> str:

@@ -135,7 +135,7 @@ def _page(material: Material) -> Iterator[tuple[str, str]]:
     yield (
         "bounds",
         (
-            f"the verdict allows {material.budget_percent:g} % of the reference's perplexity; "
-            "intervals are of 95 %"
+            f"the verdict allows {material.budget_percent:g} % of the reference's perplexity and "
+            "task scores; intervals are of 95 %"
         ),
     )

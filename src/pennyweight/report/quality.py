@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +9,11 @@ from typing import Any
 
 from pennyweight.core.record import Record
 from pennyweight.evaluate import Interval
-from pennyweight.pipeline import evidence, tasks
+from pennyweight.pipeline import evidence
+from pennyweight.report import recovery
 from pennyweight.report.content import Absent, Section, Table, Text
 from pennyweight.report.material import Material, Model
-from pennyweight.report.words import UNKNOWN, shown
+from pennyweight.report.words import record_interval, short, shown
 
 TITLE = "Quality"
 SHOWN = {
@@ -64,7 +64,7 @@ def eval_command(model: Model) -> str:
 
 
 def section(material: Material) -> Section | Absent:
-    found, recovered = scores(material), _recoveries(material)
+    found, recovered = scores(material), recovery.recoveries(material)
     if not found and not recovered:
         return Absent(
             title=TITLE,
@@ -75,7 +75,7 @@ def section(material: Material) -> Section | Absent:
     if found:
         parts.append(_texts(found))
     if recovered:
-        parts.append(_tasks(recovered))
+        parts.append(recovery.table(recovered, material.budget_percent))
     unmeasured = [m for m in material.models if all(s.model.name != m.name for s in found)]
     for model in unmeasured:
         parts.append(Text(text=f"{model.name} was not measured; {eval_command(model)} does."))
@@ -96,14 +96,14 @@ def _texts(found: Sequence[Score]) -> Table:
     ways = {(score.reference, score.conditions) for score in found}
     rows = []
     for score in found:
-        where = (score.reference or "none", score.conditions) if len(ways) > 1 else ()
+        where = (short(score.reference) or "none", score.conditions) if len(ways) > 1 else ()
         rows.append((score.model.name, *(_cell(score, name) for name in SHOWN), *where))
     caption, head = "Measured over texts", ["model", *(name for name, _ in SHOWN.values())]
     if len(ways) > 1:
         head += ["against", "on"]
     else:
         reference, conditions = ways.pop()
-        caption += f" against {reference}" * bool(reference) + f", on {conditions}"
+        caption += f" against {short(reference)}" * bool(reference) + f", on {conditions}"
     return Table(caption=caption, head=tuple(head), rows=tuple(rows), words=frozenset({0, 5, 6}))
 
 
@@ -161,43 +161,3 @@ def _conditions(settings: Mapping[str, Any], data: Sequence[str], tokens: int | 
     names = {"kv_cache": "KV cache", "qk": "QK", "pv": "PV"}
     said += [f"{word} {attention[key]}" for key, word in names.items() if attention.get(key)]
     return ", ".join(said)
-
-
-def record_interval(record: Record) -> Interval:
-    ends = (math.nan if x is None else x for x in (record.lower, record.upper))
-    low, high = ends
-    return Interval(low=low, value=record.value, high=high)
-
-
-def _recoveries(material: Material) -> list[tuple[Model, Record]]:
-    return [
-        (model, record)
-        for model in material.models
-        for record in material.records
-        if record.study == tasks.STUDY
-        and record.metric == "recovery_percent"
-        and record.subject.get("fingerprint") == model.fingerprint
-    ]
-
-
-def _tasks(found: Sequence[tuple[Model, Record]]) -> Table:
-    rows = []
-    for model, record in found:
-        detail = record.detail
-        rows.append((
-            model.name, str(record.subject.get("task", "")), _percent(detail.get("reference")),
-            _percent(detail.get("score")), shown(record_interval(record), ".1f"),
-            str(detail.get("verdict", UNKNOWN)),
-        ))  # fmt: skip
-    return Table(
-        caption="Measured on tasks: recovery is the share of the reference's score that is kept",
-        head=("model", "task", "reference, %", "model, %", "recovery, %", "verdict"),
-        rows=tuple(rows),
-        words=frozenset({0, 1, 5}),
-    )
-
-
-def _percent(value: Any) -> str:
-    if isinstance(value, Mapping):
-        value = value.get("value")
-    return f"{value:.1f}" if isinstance(value, int | float) else UNKNOWN

@@ -10,6 +10,7 @@ from pennyweight.model.writer import write_text
 from pennyweight.report import (
     blocks,
     calibration,
+    diagnosis,
     frontier,
     generations,
     outliers,
@@ -21,9 +22,11 @@ from pennyweight.report import (
 from pennyweight.report.content import Absent, Section
 from pennyweight.report.material import Material
 from pennyweight.report.page import page
+from pennyweight.report.words import short
 
 SECTIONS = (
-    summary, quality, pareto, frontier, blocks, outliers, calibration, generations, provenance
+    summary, quality, pareto, frontier, blocks, diagnosis, outliers, calibration, generations,
+    provenance,
 )  # fmt: skip
 
 
@@ -49,5 +52,5 @@ def sections(material: Material) -> Iterator[Section | Absent]:
 
 
 def title(material: Material) -> str:
-    sources = list(dict.fromkeys(model.plan.model for model in material.models))
+    sources = list(dict.fromkeys(short(model.plan.model) for model in material.models))
     return f"{', '.join(sources)}, quantized"

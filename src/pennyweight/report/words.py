@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import math
+from pathlib import PurePath
 
+from pennyweight.core.record import Record
 from pennyweight.evaluate import Interval
 
 UNKNOWN = "not known"
@@ -39,6 +41,18 @@ def shown(found: Interval, form: str) -> str:
         return UNKNOWN
     ends = interval(found, form)
     return written(found.value, form) + (f" ({ends})" if ends else "")
+
+
+def record_interval(record: Record) -> Interval:
+    """Ends that are not known are NaN."""
+    low, high = (math.nan if x is None else x for x in (record.lower, record.upper))
+    return Interval(low=low, value=record.value, high=high)
+
+
+def short(model: str) -> str:
+    """The last name of a path; a Hub id, or `pylm`, as it is. Where a model comes from is told in
+    full at the end of the page."""
+    return PurePath(model).name or model if model.startswith((".", "/", "~")) else model
 
 
 def label(name: str) -> str:
