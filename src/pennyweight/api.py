@@ -7,6 +7,8 @@
     result = quantize(recipe, "out")
     print(evaluate(result.path, against="pylm").comparison.kl_nats)
 
+    quantize(Recipe(model="pylm", budget="kl<=0.01", engine="vllm"), "planned")
+
 They raise PennyweightError for whatever a caller can mend. Apart from the package itself, because
 `pennyweight.export` and `pennyweight.evaluate` are packages of it, and importing torch takes long.
 """
@@ -21,8 +23,11 @@ from pennyweight.pipeline.finish import export
 from pennyweight.pipeline.inject import Injection, inject_outliers
 from pennyweight.pipeline.profile import Profile, Sampling, profile
 from pennyweight.pipeline.prove import prove
-from pennyweight.pipeline.quantize import Result, quantize
-from pennyweight.pipeline.recipe import Calibrate, Recipe, Rewrite, Rule, load_recipe
+from pennyweight.pipeline.quantize import Result
+from pennyweight.pipeline.recipe import Calibrate, Planning, Recipe, Rewrite, Rule, load_recipe
+from pennyweight.study.planning.budgeted import quantize
+from pennyweight.study.planning.planner import Planned, plan
+from pennyweight.study.planning.wish import Wish
 
 __all__ = [
     "AttentionFormats",
@@ -31,6 +36,8 @@ __all__ = [
     "Evaluation",
     "Injection",
     "PennyweightError",
+    "Planned",
+    "Planning",
     "Profile",
     "Progress",
     "Recipe",
@@ -39,12 +46,14 @@ __all__ = [
     "Rule",
     "Sampling",
     "Settings",
+    "Wish",
     "check",
     "evaluate",
     "export",
     "inject_outliers",
     "load_model",
     "load_recipe",
+    "plan",
     "profile",
     "prove",
     "quantize",

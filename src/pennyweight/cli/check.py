@@ -10,7 +10,7 @@ from rich.table import Table
 from pennyweight.cli.options import (
     CalibrateOn,
     ChatTemplate,
-    Model,
+    ModelOrRecipes,
     Overrides,
     QuantizerName,
     RecipeFile,
@@ -24,7 +24,7 @@ from pennyweight.cli.options import (
 
 
 def check_command(
-    model: Model,
+    model: ModelOrRecipes = None,
     scheme: SchemeName = None,
     quantizer: QuantizerName = None,
     calibrate: CalibrateOn = None,

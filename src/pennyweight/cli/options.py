@@ -11,6 +11,14 @@ Model = Annotated[
         help="Model directory or Hub id; `pylm` is the bundled one.", show_default=False
     ),
 ]
+ModelOrRecipes = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="Model directory or Hub id; `pylm` is the bundled one. The recipe's if not given.",
+        show_default=False,
+    ),
+]
 SchemeName = Annotated[
     str | None,
     typer.Option("--scheme", help="Such as W4A16_g128 (the default), W3A16_g64_asym, W8A8."),
@@ -43,6 +51,19 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="key=value in the recipe, as rule.0.options.damp=0.05. Repeatable."),
 ]
+SenseOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="quantizer.KEY=VALUE or estimator.KEY=VALUE, as quantizer.damp=0.05."
+    ),
+]
+PlanOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="quantizer.KEY=VALUE, estimator.KEY=VALUE or allocator.KEY=VALUE, as "
+        "allocator.storage=tpe.journal: several processes may share the search of tpe.",
+    ),
+]  # fmt: skip
 Seed = Annotated[int | None, typer.Option(help="Seed of all randomness [0].")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the code that the model brings along.")
@@ -64,7 +85,10 @@ def recipe_from(
     data: dict[str, Any] = read_recipe(file) if file else {}
     if file:
         parse_recipe(data, str(file))  # so that what is laid over it is laid over a recipe
+    data.update({key: value for key, value in top.items() if value is not None})
     given = {key: value for key, value in rule.items() if value is not None}
+    if data.get("budget") and "quantizer" in given:  # the plan makes the rules
+        data.setdefault("plan", {})["quantizer"] = given.pop("quantizer")
     if given:
         rules = data.setdefault("rule", [{}])
         for entry in rules[-1:]:  # the last rule is the one that takes what no other rule took
@@ -72,7 +96,20 @@ def recipe_from(
     data.setdefault("calibrate", {}).update(
         {key: value for key, value in calibrate.items() if value is not None}
     )
-    data.update({key: value for key, value in top.items() if value is not None})
     if model:
         data["model"] = model
     return parse_recipe(override(data, overrides or []), str(file or "options"))
+
+
+def sense_options(
+    overrides: list[str] | None, of: tuple[str, ...] = ("quantizer", "estimator")
+) -> dict[str, dict[str, Any]]:
+    """The options of quantizer, estimator and whatever else has some, by these words."""
+    from pennyweight.core import RecipeError
+    from pennyweight.pipeline.recipe import override
+
+    found = override({word: {} for word in of}, overrides or [])
+    if len(found) > len(of):
+        expected = " or ".join(f"{word}.KEY" for word in of)
+        raise RecipeError(f"--set: expected {expected}, found {list(found)[len(of)]}")
+    return found

@@ -1,6 +1,7 @@
 """`pennyweight quantize`: make a quantized checkpoint and prove it."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from pennyweight.cli.options import (
     CalibrateOn,
     ChatTemplate,
-    Model,
+    ModelOrRecipes,
     Overrides,
     QuantizerName,
     RecipeFile,
@@ -24,14 +25,16 @@ from pennyweight.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from pennyweight.core import Progress
     from pennyweight.pipeline.quantize import Result
+    from pennyweight.pipeline.recipe import Recipe
 
 
 def quantize_command(
-    model: Model,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A directory that does not exist yet.")
     ],
+    model: ModelOrRecipes = None,
     scheme: SchemeName = None,
     quantizer: QuantizerName = None,
     calibrate: CalibrateOn = None,
@@ -47,7 +50,8 @@ def quantize_command(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Plan first, for the smallest result that loses no more: 'kl<=0.02', 'ppl<=1%'. "
+            help="Plan first, for the smallest result that loses no more: 'kl<=0.02', 'ppl<=1%', "
+            "'recovery>=99% on TASKS'. "
             "`pennyweight plan` has more options."
         ),
     ] = None,
@@ -75,6 +79,7 @@ def quantize_command(
     from pennyweight.cli.progress import Bar
     from pennyweight.core import Progress, RecipeError, UnsupportedError
     from pennyweight.pipeline.quantize import quantize
+    from pennyweight.pipeline.recipe import Recipe
 
     if device != "cpu":
         raise UnsupportedError(f"--device {device}: only cpu is supported so far")
@@ -86,33 +91,23 @@ def quantize_command(
         "data": calibrate, "samples": samples, "tokens": tokens, "split_at": split_at,
         "chat_template": chat_template,
     }  # fmt: skip
-    if budget:
-        if plan or recipe or scheme or overrides or target:
-            raise RecipeError(
-                "--budget: the plan decides the schemes; `pennyweight plan` writes a recipe that "
-                "other options can be laid over"
-            )
-        ingredients = {
-            "quantizer": quantizer, "seed": seed, "trust_remote_code": trust_remote_code or None
-        }  # fmt: skip
-        recipe = _planned(model, budget, output, ingredients, calibration, threads, quiet)
-        # The plan has all of these in it.
-        quantizer, calibration, seed, trust_remote_code = None, {}, None, False
     what = plan or recipe_from(
         model,
         recipe,
         overrides,
         rule={"scheme": scheme, "quantizer": quantizer},
         calibrate=calibration,
-        top={"seed": seed, "trust_remote_code": trust_remote_code or None, "target": target},
-    )
-    console = Console(stderr=True)
-    options = {"threads": threads, "keep_work": keep_work, "model": model if plan else None}
-    if quiet:
-        result = quantize(what, output, progress=Progress(), **options)
-    else:
-        with Bar(console) as bar:
-            result = quantize(what, output, progress=bar, **options)
+        top={
+            "seed": seed, "trust_remote_code": trust_remote_code or None, "target": target,
+            "budget": budget, "engine": "vllm" if budget else None,
+        },
+    )  # fmt: skip
+    console = Console(stderr=True, highlight=False)
+    options = {"keep_work": keep_work, "model": model if plan else None}
+    with nullcontext(Progress()) if quiet else Bar(console) as progress:
+        if isinstance(what, Recipe) and what.budget:
+            what = _planned(what, output, threads, progress, None if quiet else console)
+        result = quantize(what, output, threads=threads, progress=progress, **options)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=1))
     else:
@@ -120,31 +115,20 @@ def quantize_command(
 
 
 def _planned(
-    model: str,
-    budget: str,
+    asked: "Recipe",
     output: Path,
-    ingredients: dict[str, Any],
-    calibrate: dict[str, Any],
     threads: int | None,
-    quiet: bool,
-) -> Path:
-    """The plan for a budget, in the folder OUTPUT.plan; what is there is not measured again."""
-    from pennyweight.cli.plan import show_plan, wish_from
-    from pennyweight.cli.progress import Bar
-    from pennyweight.core import Progress
-    from pennyweight.study.planning.planner import plan
+    progress: "Progress",
+    console: Console | None,
+) -> "Recipe":
+    """What a recipe with a budget becomes. Imports here: only these recipes need a solver."""
+    from pennyweight.cli.plan import show_plan
+    from pennyweight.study.planning.budgeted import plan_first, planned_recipe
 
-    wish = wish_from(model, budget, ingredients=ingredients, calibrate=calibrate)
-    folder, console = output.with_name(f"{output.name}.plan"), Console(stderr=True, highlight=False)
-    if quiet:
-        planned = plan(
-            wish, folder / "plan.toml", work=folder, threads=threads, progress=Progress()
-        )
-    else:
-        with Bar(console) as bar:
-            planned = plan(wish, folder / "plan.toml", work=folder, threads=threads, progress=bar)
+    planned = plan_first(asked, output, threads=threads, progress=progress)
+    if console:
         show_plan(planned, console)
-    return planned.path
+    return planned_recipe(asked, planned)
 
 
 def show_result(result: "Result", console: Console) -> None:

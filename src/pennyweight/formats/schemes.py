@@ -22,8 +22,8 @@ bits as a code, `_fzp` a zero point in the dtype of the scale.
 
 A16 leaves the activation alone. A8 (and of integers any A2 to A8) rounds it with one scale per
 token, found as it passes (of 128 channels each beside `_block` weights), or with `_static` one
-scale per tensor, fixed at calibration. MX and NVFP4 without A16 round the input as the weight, dynamically per token and
-group; the one float32 scale per tensor of NVFP4 is fixed at calibration.
+scale per tensor, fixed at calibration. MX and NVFP4 without A16 round the input as the weight,
+dynamically per token and group; the one float32 scale per tensor of NVFP4 is fixed at calibration.
 
 <float>: fp4 (e2m1), fp6 (e2m3), fp8 (e4m3) or another e<x>m<y> of that many bits. <element>:
 FP4, FP6, FP8, another E<x>M<y>, or INT2 to INT8. <rule>: even, rceil or msfp instead of OCP's own

@@ -1,4 +1,5 @@
-"""What `pennyweight demo` shows: the bundled model before and after."""
+"""What `pennyweight demo` shows of each version of the bundled model: its measurements and how it
+writes."""
 
 from __future__ import annotations
 
@@ -12,41 +13,65 @@ import torch
 from pennyweight.core import CheckpointError, Progress
 from pennyweight.evaluate import Evaluation, Settings
 from pennyweight.model.load import load_model, load_tokenizer
+from pennyweight.model.text import documents
+from pennyweight.model.writer import write_text
 from pennyweight.pipeline.evaluate import evaluate
 from pennyweight.pipeline.quantize import Result, quantize
 from pennyweight.pipeline.recipe import Calibrate, Recipe, Rule
-from pennyweight.pipeline.workdir import PLAN
 
 MODEL = "pylm"
+HELD_OUT = "stdlib-heldout"
 PROMPT = 'def get_value(self, name, default=None):\n    """Return the'
 SAMPLE_TOKENS = 96
 TEMPERATURE, LIKELY = 0.5, 20  # greedy, a model this small goes round in circles
 EVALUATED_TOKENS = 60_000  # of each held-out module the first 2,000: a wide sample in seconds
 DOCUMENT_TOKENS = 2_000
+UNIFORM, PLANNED = "uniform", "planned"  # folders in that of the demo
+MEASURING, PLANNING = "measuring.jsonl", "planning.jsonl"  # every second held-out module each
+CALIBRATE = Calibrate(samples=64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """A quantized model of the demo."""
+
+    title: str
+    result: Result
+    evaluation: Evaluation
+    writes: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    result: Result
-    evaluation: Evaluation
-    before: str
-    after: str
+    folder: Path
+    original_writes: str
+    versions: tuple[Version, ...]
+    plan: Path | None = None  # of the planned version
 
 
-def run_demo(output: Path, scheme: str, progress: Progress) -> Demo:
-    """Quantize, evaluate against the original, and write a little with both."""
+def begin(output: Path) -> None:
+    """An empty folder with two texts in it: a plan is not judged on what it was chosen by."""
     _clear(output)
-    recipe = Recipe(model=MODEL, rule=(Rule(scheme=scheme),), calibrate=Calibrate(samples=64))
-    result = quantize(recipe, output, progress=progress)
+    output.mkdir(parents=True, exist_ok=True)
+    modules = [document.text for document in documents(HELD_OUT)]
+    for name, mine in ((MEASURING, modules[::2]), (PLANNING, modules[1::2])):
+        lines = (json.dumps({"text": text}) for text in mine)
+        write_text(output / name, "\n".join(lines) + "\n")
+
+
+def uniform_version(output: Path, scheme: str, progress: Progress) -> Version:
+    recipe = Recipe(model=MODEL, rule=(Rule(scheme=scheme),), calibrate=CALIBRATE)
+    return seen(output, scheme, quantize(recipe, output / UNIFORM, progress=progress), progress)
+
+
+def seen(output: Path, title: str, result: Result, progress: Progress) -> Version:
+    """Measure what was made against the original, and let it write."""
     progress.say("measuring on modules of the standard library that the model has never seen")
     settings = Settings(max_tokens=EVALUATED_TOKENS, document_tokens=DOCUMENT_TOKENS)
-    evaluation = evaluate(output, against=MODEL, settings=settings)
-    return Demo(
-        result=result,
-        evaluation=evaluation,
-        before=write(MODEL, PROMPT),
-        after=write(output, PROMPT),
-    )
+    data = (str(output / MEASURING),)
+    evaluation = evaluate(result.path, against=MODEL, data=data, settings=settings)
+    writes = write(result.path, PROMPT)
+    return Version(title=title, result=result, evaluation=evaluation, writes=writes)
 
 
 def write(model: str | Path, prompt: str) -> str:
@@ -67,10 +92,9 @@ def write(model: str | Path, prompt: str) -> str:
 
 
 def _clear(output: Path) -> None:
-    """Remove what an earlier demo left, and nothing else."""
-    if not output.exists():
+    """Remove what an earlier demo left, finished or not, and nothing else."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
-    plan = output / PLAN
-    if not plan.is_file() or json.loads(plan.read_text(encoding="utf-8")).get("model") != MODEL:
+    if not (output / MEASURING).is_file():
         raise CheckpointError(f"{output}: exists and is not the result of a demo; use another -o")
     shutil.rmtree(output)

@@ -17,7 +17,7 @@ from pennyweight.model.samples import draw_samples
 from pennyweight.model.skeleton import Skeleton
 from pennyweight.model.text import Calibration, Request
 from pennyweight.model.tokens import Tokenizer
-from pennyweight.pipeline.plan import Plan, load_plan, resolve_plan
+from pennyweight.pipeline.plan import Plan, check_head, load_plan, resolve_plan
 from pennyweight.pipeline.recipe import Calibrate, Recipe
 from pennyweight.pipeline.servable import require_engine
 from pennyweight.pipeline.survey import Survey, survey
@@ -42,6 +42,11 @@ def prepare(recipe: Recipe, *, read_text: bool = True) -> Job:
     """
     if not recipe.model:
         raise RecipeError("no model: name a directory or a Hub id")
+    if recipe.budget:
+        raise RecipeError(
+            f"budget: {recipe.budget!r:.40} has to be planned for first; `pennyweight plan` and "
+            "`pennyweight quantize` do it, and so does api.quantize"
+        )
     path = resolve_model(recipe.model)
     skeleton = Skeleton.build(Checkpoint.open(path), recipe.trust_remote_code)
     seen = survey(skeleton)
@@ -60,10 +65,11 @@ def prepare_plan(file: Path, model: str | None = None) -> Job:
     seen = survey(Skeleton.build(Checkpoint.open(path), plan.trust_remote_code))
     if seen.skeleton.checkpoint.fingerprint != plan.fingerprint:
         raise CheckpointError(f"{file}: was made for other weights or another config than {path}")
-    known = {site.tensor for site in seen.sites}
-    unknown = [task.tensor for task in plan.tasks if task.tensor not in known]
+    unknown = [task.tensor for task in plan.tasks if task.tensor not in seen.quantizable]
     if unknown:
         raise RecipeError(f"{file}: {unknown[0]} is not a linear of {path} that can be quantized")
+    if seen.head is not None and (task := plan.by_tensor.get(seen.head.tensor)):
+        check_head(seen.head, plan.scheme(task), task.make())
     job = with_text(path, seen, plan)
     if plan.calibration_digest and job.plan.calibration_digest != plan.calibration_digest:
         raise CheckpointError(f"{file}: the calibration text is not the one the plan was made with")

@@ -87,11 +87,35 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Planning:
+    """How the schemes are found if a recipe names a budget and no rules; `pennyweight plan` has the
+    same options."""
+
+    quantizer: str = "gptq"
+    schemes: tuple[str, ...] = ()  # to choose from; the usual ones if none
+    pin: tuple[str, ...] = ()  # PATTERN=SCHEME
+    minimize: str = "size"
+    costs: str | None = None  # a file of measured costs
+    sense: str | None = None  # a table of `pennyweight sense`
+    estimator: str = "direct"
+    granularity: str = "fused"
+    allocator: str = "exact"
+    sense_data: tuple[str, ...] = ("stdlib",)
+    data: tuple[str, ...] = ("stdlib-heldout",)  # other text, on which candidates are measured
+    split_at: str | None = None
+    max_tokens: int = 16384
+    document_tokens: int = 512
+    rounds: int = 6
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides what comes out. Times, threads and paths of outputs do not."""
 
     model: str = ""
     seed: int = 0
+    budget: str = ""  # what may be lost, as kl<=0.02; a plan for it takes the place of the rules
+    plan: Planning = Planning()
     calibrate: Calibrate = Calibrate()
     transform: tuple[Rewrite, ...] = ()
     train: tuple[Training, ...] = ()
@@ -155,6 +179,13 @@ def _typed(cls: type, data: Mapping[str, Any], where: str) -> Any:
 def _validate(recipe: Recipe, where: str) -> None:
     if not recipe.rule:
         raise RecipeError(f"{where}: rule: at least one rule is needed")
+    if recipe.budget and (recipe.rule != (Rule(),) or recipe.transform or recipe.train):
+        raise RecipeError(
+            f"{where}: budget: a plan decides the schemes; expected no rule, transform or train "
+            "beside it (plan.pin fixes the scheme of some tensors)"
+        )
+    if recipe.plan != Planning() and not recipe.budget:
+        raise RecipeError(f"{where}: plan: says how to keep a budget, and there is none; add one")
     check_calibration(recipe.calibrate, recipe.seed, where)
     check_target(recipe.target, where)
     if recipe.compute not in ("auto", *COMPUTE):
@@ -300,6 +331,11 @@ def _unfold_quantizer(rule: dict[str, Any], where: str) -> None:
         rule["quantizer"] = rule["options"].pop("name")
 
 
+_NESTED = {
+    "calibrate": Calibrate, "rule": Rule, "transform": Rewrite, "train": Training, "plan": Planning
+}  # fmt: skip
+
+
 def unknown_keys(cls: type, data: Mapping[str, Any], where: str) -> None:
     """Names of a dataclass, then of the dataclasses in its fields; pydantic alone would ignore
     them."""
@@ -309,11 +345,7 @@ def unknown_keys(cls: type, data: Mapping[str, Any], where: str) -> None:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
             raise RecipeError(f"{where}: unknown key {key!r}; {hint}")
-        nested = (
-            {"calibrate": Calibrate, "rule": Rule, "transform": Rewrite, "train": Training}.get(key)
-            if cls is Recipe
-            else None
-        )
+        nested = _NESTED.get(key) if cls is Recipe else None
         if nested:
             for index, item in enumerate(value if isinstance(value, list) else [value]):
                 if isinstance(item, dict):

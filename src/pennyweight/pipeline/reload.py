@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def _compare(
 ) -> dict[str, Any]:
     arguments = prompt.arguments(torch.float32)
     # On one thread, so that the difference that is written down does not depend on their number.
-    with start_workers(1), torch.inference_mode():
+    with start_workers(1), torch.inference_mode(), _quiet():  # several schemes decode as they run
         expected, found = ours(**arguments).logits, theirs(**arguments).logits
     if not bool(expected.isfinite().all()):
         raise NumericalError(
@@ -138,14 +139,15 @@ def _reload(exported: Checkpoint, auto: AutoModel, remote: bool) -> PreTrainedMo
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the remarks on asking for what the checkpoint says anyway, on input scales, and on
-    the second name that a tensor has where transformers renames it."""
+    the second name that a tensor has where transformers renames it; and without the bars of
+    compressed-tensors, which nothing turns off."""
     library = logging.getLogger("compressed_tensors")
     level, library_level = transformers.logging.get_verbosity(), library.level
     library.setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.filterwarnings("ignore", "You passed `quantization_config`")
             yield
     finally:

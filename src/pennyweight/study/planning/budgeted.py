@@ -1,0 +1,86 @@
+"""Recipes that name a budget: the plan is found first, and then carried out like any recipe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pennyweight.core import Progress, RecipeError
+from pennyweight.evaluate import Settings
+from pennyweight.pipeline.quantize import Result
+from pennyweight.pipeline.quantize import quantize as carry_out
+from pennyweight.pipeline.recipe import Recipe
+from pennyweight.study.bank import Ingredients
+from pennyweight.study.planning.budget import parse_budget
+from pennyweight.study.planning.pins import parse_pin
+from pennyweight.study.planning.planner import Planned, plan
+from pennyweight.study.planning.wish import Wish
+
+PLANNED = "plan.toml"
+
+
+def quantize(
+    recipe: Recipe | Path,
+    output: str | Path,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result:
+    """`pipeline.quantize`, after planning if the recipe names a budget; `options` are its own.
+
+    What planning measured stays in the folder `<output>.plan`. Raises what both raise, before all
+    BudgetError.
+    """
+    if isinstance(recipe, Recipe) and recipe.budget:
+        planned = plan_first(recipe, Path(output), threads=threads, progress=progress)
+        recipe = planned_recipe(recipe, planned)
+    return carry_out(recipe, output, threads=threads, progress=progress, **options)
+
+
+def plan_first(
+    recipe: Recipe, output: Path, *, threads: int | None = None, progress: Progress | None = None
+) -> Planned:
+    """The plan for a recipe's budget, in `<output>.plan`; what is there is not measured again."""
+    folder = output.with_name(f"{output.name}.plan")
+    wish = wish_of(recipe)
+    return plan(wish, folder / PLANNED, work=folder, threads=threads, progress=progress)
+
+
+def planned_recipe(asked: Recipe, planned: Planned) -> Recipe:
+    """What to carry out: the rules that were found, and where the result is to go."""
+    return replace(planned.recipe, target=asked.target, engine=asked.engine)
+
+
+def wish_of(recipe: Recipe) -> Wish:
+    """What a recipe with a budget asks of a plan.
+
+    Raises RecipeError for what cannot be planned with.
+    """
+    usual, how = Recipe(), recipe.plan
+    if not recipe.model:
+        raise RecipeError("no model: name a directory or a Hub id")
+    for key in ("compute", "min_expert_tokens"):
+        if getattr(recipe, key) != getattr(usual, key):
+            raise RecipeError(
+                f"{key}: a plan is searched with its default, {getattr(usual, key)!r}; leave it "
+                "out, and lay it over the plan that `pennyweight plan` writes"
+            )
+    return Wish(
+        ingredients=Ingredients(
+            model=recipe.model, quantizer=how.quantizer, calibrate=recipe.calibrate,
+            seed=recipe.seed, trust_remote_code=recipe.trust_remote_code,
+        ),
+        budget=parse_budget(recipe.budget),
+        minimise=how.minimize, schemes=how.schemes,
+        pins=tuple(parse_pin(pin) for pin in how.pin),
+        sense=None if how.sense is None else Path(how.sense),
+        costs=None if how.costs is None else Path(how.costs),
+        granularity=how.granularity, estimator=how.estimator, allocator=how.allocator,
+        sense_data=how.sense_data, data=how.data, split_at=how.split_at,
+        settings=Settings(
+            max_tokens=how.max_tokens, document_tokens=how.document_tokens, seed=recipe.seed
+        ),
+        rounds=how.rounds, any_engine=recipe.engine == "any",
+    )  # fmt: skip

@@ -1,0 +1,79 @@
+"""Recipes that name a budget: what they may hold, and that they end in a planned result."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pennyweight.api import load_recipe
+from pennyweight.api import quantize as quantize_within
+from pennyweight.cli.main import app
+from pennyweight.core import RecipeError
+from pennyweight.pipeline.quantize import quantize
+from pennyweight.pipeline.recipe import Recipe, parse_recipe
+from pennyweight.study.planning.budgeted import wish_of
+from tests.conftest import save_tiny_model
+
+BUDGET = """
+model = "{model}"
+budget = "bits<=7"
+engine = "vllm"
+calibrate = {{ data = ["{text}"], samples = 4, tokens = 32 }}
+
+[plan]
+quantizer = "rtn"
+schemes = ["W4A16_g32", "W8A16_g32"]
+estimator = "fisher"
+sense_data = ["{text}"]
+data = ["{fresh}"]
+pin = ["*.0.*=W8A16_g32"]
+"""
+
+
+@pytest.fixture
+def file(tmp_path, token_file):
+    model = save_tiny_model(tmp_path / "llama", initializer_range=0.2)
+    path = tmp_path / "budget.toml"
+    fresh = tmp_path / "fresh.json"
+    fresh.write_text(json.dumps(torch.arange(384).remainder(128).view(8, 48).tolist()))
+    path.write_text(BUDGET.format(model=model, text=token_file, fresh=fresh))
+    return path
+
+
+def test_it_is_planned_and_carried_out(file, tmp_path):
+    done = CliRunner().invoke(
+        app, ["quantize", "--recipe", str(file), "-o", str(tmp_path / "out"), "-q"]
+    )
+    assert done.exit_code == 0, done.output
+    plan = load_recipe(tmp_path / "out.plan" / "plan.toml")
+    assert {rule.scheme for rule in plan.rule if ".0." in rule.match} == {"W8A16_g32"}
+    assert "W4A16_g32" in {rule.scheme for rule in plan.rule}
+    made = quantize_within(load_recipe(file), tmp_path / "again", threads=1)
+    weights = [(out / "model.safetensors").read_bytes() for out in (tmp_path / "out", made.path)]
+    assert weights[0] == weights[1]
+    assert made.proof["size"]["bits_per_weight"] <= 7
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rule": [{"scheme": "W8A16"}]}, "budget: a plan decides the schemes"),
+        ({"transform": [{"name": "awq"}]}, "budget: a plan decides the schemes"),
+        ({"plan": {"scheme": ["W8A16"]}}, "plan: unknown key 'scheme'; did you mean 'schemes'"),
+        ({"plan": {"rounds": "many"}}, "plan.rounds"),
+        ({"budget": "", "plan": {"rounds": 2}}, "plan: says how to keep a budget"),
+    ],
+)
+def test_a_wrong_one_says_where(change, message):
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe({"model": "pylm", "budget": "kl<=1"} | change)
+
+
+def test_what_planning_does_not_know_is_refused():
+    with pytest.raises(RecipeError, match="compute: a plan is searched with its default"):
+        wish_of(Recipe(model="pylm", budget="kl<=1", compute="float32"))
+    with pytest.raises(RecipeError, match="no model"):
+        wish_of(Recipe(budget="kl<=1"))
+    with pytest.raises(RecipeError, match="'kl<=1' has to be planned for first"):
+        quantize(Recipe(model="pylm", budget="kl<=1"), "never")
