@@ -73,6 +73,7 @@ def command(entry: Entry, model: Path, tokens: Path, size: tuple[int, int]) -> C
     recipe = parse_recipe({
         "model": str(model), "target": "packed", "rule": [rule],
         "transform": [{"name": entry.transform}] if entry.transform else [],
+        "train": [{"name": entry.train}] if entry.train else [],
         "calibrate": {"data": [str(tokens)], "samples": size[0], "tokens": size[1]},
     })  # fmt: skip
 
@@ -123,7 +124,8 @@ def main() -> None:
             runs = {e.label: command(e, args.model, tokens, size) for e in entries}
         else:
             stats = observed(args.rows, args.cols)
-            only = [e for e in entries if e.transform is None]  # a transform is not a solver
+            # Transforms and trainers are no solvers.
+            only = [e for e in entries if e.transform is None and e.train is None]
             runs = {e.label: solver(e, args.rows, args.cols, stats) for e in only}
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for number in range(args.rounds):

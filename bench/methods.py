@@ -30,7 +30,7 @@ from pennyweight.pipeline.survey import survey
 @dataclass(frozen=True)
 class Entry:
     """A method: the scheme by bits ({b} bits, {g} the group of the model, {s} a sixteenth of what
-    divides, for scales that 16 groups share), and how it is filled."""
+    divides, for scales that 16 groups share), how it is filled, and what learns afterwards."""
 
     label: str
     scheme: str
@@ -38,6 +38,7 @@ class Entry:
     options: dict[str, Any] = field(default_factory=dict)
     transform: str | None = None
     bits: tuple[int, ...] = (4, 3, 2)
+    train: str | None = None
 
 
 GROUPED, ASYMMETRIC = "W{b}A16{g}", "W{b}A16{g}_asym"
@@ -48,6 +49,7 @@ ENTRIES = (
     Entry("AWQ + clipping", ASYMMETRIC, "mse_clip", transform="awq"),
     Entry("GPTQ", ASYMMETRIC, "gptq"),
     Entry("AWQ + GPTQ", ASYMMETRIC, "gptq", transform="awq"),
+    Entry("SignRound", ASYMMETRIC, "gptq", train="signround"),
     Entry("GWQ 1 %, RTN", ASYMMETRIC, "gwq"),
     Entry("GWQ 1 %, GPTQ", ASYMMETRIC, "gwq", {"residual": "gptq"}),
     Entry("SpQR", "W{b}A16{s}_bilevel", "spqr"),
@@ -88,6 +90,7 @@ class Protocol:
         return parse_recipe({
             "model": model, "target": "packed", "rule": [*rules, rule | {"scheme": scheme}],
             "transform": [{"name": entry.transform}] if entry.transform else [],
+            "train": [{"name": entry.train}] if entry.train else [],
             "calibrate": {"data": [self.calibrate], "samples": self.samples, "tokens": self.tokens,
                           "split_at": self.split_at},
         })  # fmt: skip

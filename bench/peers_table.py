@@ -5,7 +5,8 @@
 
 Each peer runs in its own environment (`make peers`), at its defaults, on our calibration token ids
 and decodes its own weights; one evaluator judges all. Bits are those of everything stored for the
-quantized linears. Peers that take no data ignore it.
+quantized linears. Peers that take no data ignore it. Of ours, beside uniform schemes, the plan of
+the least loss with as many bits as uniform GPTQ takes, searched on the calibration text alone.
 """
 
 import argparse
@@ -21,9 +22,12 @@ from pathlib import Path
 from methods import ENTRIES, Protocol, lines, show, widths_of
 from side_by_side import ROOT, last_json, markdown, row
 
+from pennyweight.api import Calibrate, Settings, Wish, plan, quantize
 from pennyweight.model.load import load_tokenizer
 from pennyweight.model.resolve import resolve_model
 from pennyweight.model.text import calibration_samples
+from pennyweight.study.bank import Ingredients
+from pennyweight.study.planning.budget import Budget
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,11 @@ PEERS = (
     Peer("llama.cpp K-quants", "llama_cpp", "llama_cpp_k_quants.py"),
 )
 OURS = ("GPTQ", "AWQ + GPTQ", "OWQ 1 %")
+HALF_DIGIT = 0.005  # the bits in a row are rounded
 
 
 def peer_lines(model: str, bits: list[int], peers: list[Peer], protocol: Protocol) -> Iterator:
-    widths = widths_of(model)
-    group = next(g for g in (128, 64, 32) if any(w % g == 0 for w in widths.values()))
+    group = group_of(model)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokens = folder / "tokens.json"
@@ -91,13 +95,59 @@ def peer_lines(model: str, bits: list[int], peers: list[Peer], protocol: Protoco
                        show(scores.perplexity), show(scores.comparison.kl_nats)]  # fmt: skip
 
 
+def schemes_for(group: int) -> tuple[str, ...]:
+    """What a plan may mix: 2 to 4 bits at every group size that peers use, and 8 bits."""
+    sizes = dict.fromkeys(("", f"_g{group}", "_g32"))
+    return (*(f"W{bits}A16{size}_asym" for bits in (2, 3, 4) for size in sizes), "W8A16_asym")
+
+
+def planned_line(model: str, bits: float, protocol: Protocol, work: Path) -> list[str]:
+    """work: what was measured for one width serves the next."""
+    group = group_of(model)
+    calibrate = Calibrate(
+        data=(protocol.calibrate,), samples=protocol.samples, tokens=protocol.tokens,
+        split_at=protocol.split_at,
+    )  # fmt: skip
+    wish = Wish(
+        ingredients=Ingredients(model=model, calibrate=calibrate),
+        budget=Budget(name="bits", limit=bits), schemes=schemes_for(group), any_engine=True,
+        sense_data=(protocol.calibrate,), data=(protocol.evaluate,), split_at=protocol.split_at,
+        settings=Settings(max_tokens=8192, document_tokens=512),
+    )  # fmt: skip
+    planned = plan(wish, work / f"{bits}.toml", work=work / "work")
+    with tempfile.TemporaryDirectory() as folder:
+        result = quantize(planned.recipe, Path(folder) / "out")
+        scores = protocol.scores(result.path, model)
+    assert scores.comparison is not None
+    stored = f"{result.proof['size']['bits_per_weight']:.2f}"
+    return [Path(model).name, stored, "planned, GPTQ", "mixed", show(scores.perplexity),
+            show(scores.comparison.kl_nats)]  # fmt: skip
+
+
+def our_lines(model: str, bits: list[int], protocol: Protocol) -> Iterator[list[str]]:
+    ours = [entry for entry in ENTRIES if entry.label in OURS]
+    uniform = []
+    for line in lines(model, ours, bits, protocol):
+        yield line
+        uniform += [float(line[1])] if line[2] == "GPTQ" else []
+    with tempfile.TemporaryDirectory() as name:
+        for stored in uniform:
+            yield planned_line(model, stored + HALF_DIGIT, protocol, Path(name))
+
+
+def group_of(model: str) -> int:
+    widths = widths_of(model).values()
+    return next(g for g in (128, 64, 32) if any(w % g == 0 for w in widths))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("models", nargs="*", default=["pylm"])
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
-    parser.add_argument("--peers", nargs="+", choices=[p.environment for p in PEERS])
+    parser.add_argument("--peers", nargs="*", choices=[p.environment for p in PEERS])
+    parser.add_argument("--peers-only", action="store_true", help="no rows of ours")
     parser.add_argument("--calibrate", default="stdlib")
     parser.add_argument("--evaluate", default="stdlib-heldout")
     parser.add_argument("--split-at")
@@ -105,7 +155,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--max-tokens", type=int, default=10_000)
     args = parser.parse_args()
-    peers = [p for p in PEERS if not args.peers or p.environment in args.peers]
+    peers = [p for p in PEERS if args.peers is None or p.environment in args.peers]
     missing = [p.environment for p in peers if not p.python.exists()]
     if missing:
         raise SystemExit(f"run `make peers` first: {', '.join(missing)} are not there")
@@ -113,10 +163,9 @@ def main() -> None:
         calibrate=args.calibrate, evaluate=args.evaluate, split_at=args.split_at,
         samples=args.samples, tokens=args.tokens, max_tokens=args.max_tokens,
     )  # fmt: skip
-    ours = [entry for entry in ENTRIES if entry.label in OURS]
     print(markdown(["model", "bits", "method", "scheme", "perplexity", "KL, nats"]), flush=True)
     for model in args.models:
-        for line in lines(model, ours, args.bits, protocol):
+        for line in () if args.peers_only else our_lines(model, args.bits, protocol):
             print(row(line), flush=True)
         for line in peer_lines(model, args.bits, peers, protocol):
             print(row(line), flush=True)

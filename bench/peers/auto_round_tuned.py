@@ -6,7 +6,7 @@
 
 import torch
 from auto_round import AutoRound
-from common import linears, mean_bits, request
+from common import linears, mean_bits, request, require_rounded
 from transformers import AutoTokenizer
 
 SCALE_BITS = 16  # a float16 scale, and a zero point of as many bits as a code, for each group
@@ -29,6 +29,8 @@ def main() -> None:
         dataset=asked.batches, nsamples=len(asked.batches), seqlen=len(asked.tokens[0]),
     )  # fmt: skip
     tuned, _ = tuner.quantize()
+    for name in names:
+        require_rounded(asked, tuned.get_submodule(name), name)
     asked.save({name: tuned.get_submodule(name).weight for name in names}, bits)
 
 

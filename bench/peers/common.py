@@ -80,6 +80,14 @@ def request(description: str) -> Request:
     return Request(args.model, args.dense, args.bits, args.group, tokens)
 
 
+def require_rounded(asked: Request, linear: nn.Linear, name: str) -> None:
+    """Some tools leave layers of odd widths in 16 bits, which would flatter them here."""
+    groups = linear.weight.detach().view(-1, asked.group_of(linear))
+    distinct = max(len(group.unique()) for group in groups)
+    if distinct > 2**asked.bits:
+        raise SystemExit(f"{name} {list(linear.weight.shape)} was left unquantized")
+
+
 def linears(model: nn.Module) -> list[tuple[str, nn.Linear]]:
     """Those of the decoder blocks, which is what all tools quantize."""
     return [
