@@ -49,7 +49,7 @@ ENTRIES = (
     Entry("AWQ + clipping", ASYMMETRIC, "mse_clip", transform="awq"),
     Entry("GPTQ", ASYMMETRIC, "gptq"),
     Entry("AWQ + GPTQ", ASYMMETRIC, "gptq", transform="awq"),
-    Entry("SignRound", ASYMMETRIC, "gptq", train="signround"),
+    Entry("SignRound", ASYMMETRIC, "rtn", train="signround"),
     Entry("GWQ 1 %, RTN", ASYMMETRIC, "gwq"),
     Entry("GWQ 1 %, GPTQ", ASYMMETRIC, "gwq", {"residual": "gptq"}),
     Entry("SpQR", "W{b}A16{s}_bilevel", "spqr"),

@@ -74,7 +74,7 @@ def test_the_gradient_is_that_of_the_whole_loss(monkeypatch):
     values = {name: value.clone() for name, value in learning.start.items()}
     descent = Descent(stage, learning, trainer, values)
     seen = {}
-    monkeypatch.setattr(descent.adam, "step", lambda: seen.update(
+    monkeypatch.setattr(descent.optimizer, "step", lambda: seen.update(
         {name: value.grad.clone() for name, value in values.items()}))  # fmt: skip
     loss = descent.step([0, 2])
     leaves = {name: value.clone().requires_grad_() for name, value in learning.start.items()}

@@ -188,7 +188,7 @@ class Scene:
             ]
         line = (
             f"{where}: error on held-out samples {start:.4g} -> {error:.4g} "
-            f"(epoch {fitted.epoch} of {trainer.epochs})"
+            f"(epoch {fitted.epoch} of {len(fitted.errors) - 1})"
         )
         return self._install(finished, made), [line]
 

@@ -84,6 +84,9 @@ class Learning:
     start: dict[str, Tensor]  # the parameters, float32
     rates: Mapping[str, float]  # the learning rate of each
     decay: float = 0.0  # weight decay, of all
+    bounds: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # least and largest
+    # This many steps along the sign of the gradient, instead of epochs of AdamW.
+    signed_steps: int | None = None
     weights: Mapping[str, Learned] = field(default_factory=dict)  # of linears
     vectors: Callable[[Values], dict[str, Tensor]] = lambda values: {}  # gains and biases
     scales: Callable[[Values], dict[int, Tensor]] = lambda values: {}  # of links, by their place
@@ -103,7 +106,9 @@ class Trainer(Protocol):
         ...
 
     @property
-    def epochs(self) -> int: ...
+    def epochs(self) -> int:
+        """Passes over the samples, at most."""
+        ...
 
     @property
     def batch(self) -> int:

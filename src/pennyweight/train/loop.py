@@ -23,6 +23,7 @@ from pennyweight.model.backward import Call
 from pennyweight.model.capture import Sample, set_parameters
 from pennyweight.train.base import Learning, Trainer
 from pennyweight.train.loss import LOSSES, squared_error
+from pennyweight.train.signed import SignDescent
 from pennyweight.train.straight import StraightLinear, Tape
 
 # Of Adam: far below the gradient of one group of a large model, which torch's 1e-8 is not; with it
@@ -106,8 +107,8 @@ def fit(stage: Stage, learning: Learning, trainer: Trainer, seed: int) -> Fitted
     descent.place()
     errors, best = [stage.error()], {name: value.clone() for name, value in values.items()}
     generator = torch.Generator().manual_seed(number(seed, stage.name))
-    for epoch in range(1, trainer.epochs + 1):
-        for step, batch in enumerate(batches(stage.learned_from, trainer.batch, generator), 1):
+    for epoch, steps in enumerate(_epochs(stage, learning, trainer, generator), 1):
+        for step, batch in enumerate(steps, 1):
             with _named(f"{stage.name}: epoch {epoch}, step {step}"):
                 descent.step(batch)
         descent.place()
@@ -120,6 +121,18 @@ def fit(stage: Stage, learning: Learning, trainer: Trainer, seed: int) -> Fitted
 def number(seed: int, name: str) -> int:
     """A seed for what has this name, so that results do not depend on the order of blocks."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:7])
+
+
+def _epochs(
+    stage: Stage, learning: Learning, trainer: Trainer, generator: torch.Generator
+) -> Iterator[list[tuple[int, ...]]]:
+    """The batches of each pass over the samples; the last stops where all steps are taken."""
+    left = learning.signed_steps
+    for _ in range(trainer.epochs):
+        steps = list(batches(stage.learned_from, trainer.batch, generator))[:left]
+        yield steps
+        if left is not None and not (left := left - len(steps)):
+            return
 
 
 def batches(
@@ -147,8 +160,15 @@ class _named:
             ) from None
 
 
+def optimizer(learning: Learning, values: dict[str, Tensor]) -> torch.optim.Optimizer | SignDescent:
+    if learning.signed_steps is not None:
+        return SignDescent(values, learning.rates, learning.signed_steps)
+    groups = [{"params": [values[n]], "lr": learning.rates[n]} for n in values]
+    return torch.optim.AdamW(groups, weight_decay=learning.decay, eps=EPS, foreach=False)
+
+
 class Descent:
-    """Steps of AdamW on the parameters of one block."""
+    """Steps of AdamW or SignSGD on the parameters of one block."""
 
     def __init__(
         self, stage: Stage, learning: Learning, trainer: Trainer, values: dict[str, Tensor]
@@ -160,8 +180,7 @@ class Descent:
             lambda index: stage.targets[index].float().square().mean().item(), stage.learned_from
         )
         self.unit = max(sum(squares) / len(squares), 1e-30)  # the loss does not depend on units
-        groups = [{"params": [values[n]], "lr": learning.rates[n]} for n in values]
-        self.adam = torch.optim.AdamW(groups, weight_decay=learning.decay, eps=EPS, foreach=False)
+        self.optimizer = optimizer(learning, values)
 
     def place(self) -> None:
         """Compute with the parameters as they are now."""
@@ -199,8 +218,10 @@ class Descent:
             if not is_finite(gradient):
                 raise NumericalError(f"the gradient of {name} holds NaN or Inf")
             self.values[name].grad = gradient
-        self.adam.step()
-        self.adam.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        for name, (least, largest) in self.learning.bounds.items():
+            self.values[name].clamp_(least, largest)
         return loss
 
     def _pass(
