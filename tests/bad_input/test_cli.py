@@ -52,6 +52,13 @@ def test_options(run, tiny_llama, tmp_path, options, expected):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_recipe_in_the_place_of_the_model(run, tmp_path):
+    code, lines = run("quantize", "mixed.toml", "-o", tmp_path / "out")
+    assert (code, lines) == (
+        1, ["error: MODEL: 'mixed.toml' is a recipe; say --recipe mixed.toml"]
+    )  # fmt: skip
+
+
 def test_plans(run, tiny_llama, tmp_path):
     code, lines = run("quantize", tiny_llama, "-o", tmp_path / "out", "--plan", "none.json")
     assert (code, len(lines)) == (1, 1)

@@ -80,8 +80,11 @@ def recipe_from(
     top: dict[str, Any],
 ):
     """The recipe of a file, or of the options; options that were given win over the file."""
+    from pennyweight.core import RecipeError
     from pennyweight.pipeline.recipe import override, parse_recipe, read_recipe
 
+    if model and model.endswith(".toml"):
+        raise RecipeError(f"MODEL: {model!r:.80} is a recipe; say --recipe {model}")
     data: dict[str, Any] = read_recipe(file) if file else {}
     if file:
         parse_recipe(data, str(file))  # so that what is laid over it is laid over a recipe
