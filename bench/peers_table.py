@@ -95,22 +95,24 @@ def peer_lines(model: str, bits: list[int], peers: list[Peer], protocol: Protoco
                        show(scores.perplexity), show(scores.comparison.kl_nats)]  # fmt: skip
 
 
-def schemes_for(group: int) -> tuple[str, ...]:
-    """What a plan may mix: 2 to 4 bits at every group size that peers use, and 8 bits."""
-    sizes = dict.fromkeys(("", f"_g{group}", "_g32"))
-    return (*(f"W{bits}A16{size}_asym" for bits in (2, 3, 4) for size in sizes), "W8A16_asym")
+def schemes_for(model: str) -> tuple[str, ...]:
+    """What a plan may mix: 2 to 6 bits in the model's groups, small groups at the usual widths, and
+    whole rows where a width has no groups."""
+    group, widths = group_of(model), widths_of(model).values()
+    rows = ("",) if any(width % group for width in widths) else ()
+    found = [f"W{bits}A16{size}_asym" for bits in (2, 3, 4, 5, 6) for size in (*rows, f"_g{group}")]
+    return (*found, "W3A16_g32_asym", "W4A16_g32_asym", "W8A16_asym")
 
 
 def planned_line(model: str, bits: float, protocol: Protocol, work: Path) -> list[str]:
     """work: what was measured for one width serves the next."""
-    group = group_of(model)
     calibrate = Calibrate(
         data=(protocol.calibrate,), samples=protocol.samples, tokens=protocol.tokens,
         split_at=protocol.split_at,
     )  # fmt: skip
     wish = Wish(
         ingredients=Ingredients(model=model, calibrate=calibrate),
-        budget=Budget(name="bits", limit=bits), schemes=schemes_for(group), any_engine=True,
+        budget=Budget(name="bits", limit=bits), schemes=schemes_for(model), any_engine=True,
         sense_data=(protocol.calibrate,), data=(protocol.evaluate,), split_at=protocol.split_at,
         settings=Settings(max_tokens=8192, document_tokens=512),
     )  # fmt: skip
@@ -124,14 +126,17 @@ def planned_line(model: str, bits: float, protocol: Protocol, work: Path) -> lis
             show(scores.comparison.kl_nats)]  # fmt: skip
 
 
-def our_lines(model: str, bits: list[int], protocol: Protocol) -> Iterator[list[str]]:
+def our_lines(
+    model: str, bits: list[int], more: list[float], protocol: Protocol
+) -> Iterator[list[str]]:
+    """more: bits a weight to plan for besides those of uniform GPTQ."""
     ours = [entry for entry in ENTRIES if entry.label in OURS]
     uniform = []
     for line in lines(model, ours, bits, protocol):
         yield line
         uniform += [float(line[1])] if line[2] == "GPTQ" else []
     with tempfile.TemporaryDirectory() as name:
-        for stored in uniform:
+        for stored in (*uniform, *more):
             yield planned_line(model, stored + HALF_DIGIT, protocol, Path(name))
 
 
@@ -147,6 +152,9 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["pylm"])
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
     parser.add_argument("--peers", nargs="*", choices=[p.environment for p in PEERS])
+    parser.add_argument(
+        "--plan-bits", type=float, nargs="+", default=[], help="more bits to plan for: a peer's"
+    )
     parser.add_argument("--peers-only", action="store_true", help="no rows of ours")
     parser.add_argument("--calibrate", default="stdlib")
     parser.add_argument("--evaluate", default="stdlib-heldout")
@@ -165,7 +173,9 @@ def main() -> None:
     )  # fmt: skip
     print(markdown(["model", "bits", "method", "scheme", "perplexity", "KL, nats"]), flush=True)
     for model in args.models:
-        for line in () if args.peers_only else our_lines(model, args.bits, protocol):
+        for line in (
+            () if args.peers_only else our_lines(model, args.bits, args.plan_bits, protocol)
+        ):
             print(row(line), flush=True)
         for line in peer_lines(model, args.bits, peers, protocol):
             print(row(line), flush=True)

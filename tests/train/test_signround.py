@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pennyweight.core import FormatError, Quantized, RecipeError, Serial, Stats, UnsupportedError
+from pennyweight.core.correction import LowRank
 from pennyweight.formats.rounding import fit as fit_range
 from pennyweight.formats.rounding import round_to_nearest
 from pennyweight.formats.schemes import parse_scheme
@@ -237,6 +238,8 @@ def test_bad_input():
         with pytest.raises(RecipeError, match=message):
             make_trainer("signround", options, "train.0")
     start = gptq_start("W3A16_g32")
-    beside = replace(start.quantized, corrections=(object(),))
+    rows, cols = start.quantized.dequantize().shape
+    low_rank = LowRank(left=torch.zeros(rows, 1), right=torch.zeros(1, cols))
+    beside = replace(start.quantized, corrections=(low_rank,))
     with pytest.raises(UnsupportedError, match=r"block.up: signround chooses codes anew.*gptq"):
         SignRound()(given_one(replace(start, quantized=beside)))
