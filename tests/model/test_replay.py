@@ -36,6 +36,8 @@ def walk(path, folder):
     runs: Counter[tuple[int, str]] = Counter()
     linear = nn.functional.linear
     names: dict[int, tuple[int, str]] = {}
+    # Held, since the id of a freed tensor may be given to another one.
+    held: list[torch.Tensor] = []
 
     def counted(x, weight, bias=None):
         runs[names.get(id(weight), (-1, "other"))] += 1
@@ -47,10 +49,9 @@ def walk(path, folder):
             block = Block(skeleton, index, topology, torch.float32, folder)
             with block.loaded():
                 for groups in topology.stages:
-                    names |= {
-                        id(block.module.get_submodule(name).weight): (index, name)
-                        for name in topology.linears
-                    }
+                    for name in topology.linears:
+                        held.append(block.module.get_submodule(name).weight)
+                        names[id(held[-1])] = (index, name)
                     observed += block.inputs(groups, samples, workers)
                     for name in (name for group in groups for name in group.linears):
                         weight = block.module.get_submodule(name).weight
