@@ -6,18 +6,11 @@ import torch
 from pennyweight.core import CheckpointError, FormatError, RecipeError
 from pennyweight.formats.rounding import round_to_nearest
 from pennyweight.formats.schemes import parse_scheme
-from pennyweight.model.workers import start_workers
 from pennyweight.pipeline.recipe import Calibrate
 from pennyweight.study import bank as module
 from tests.study.benches import SCHEMES, ingredients, make_bank
 
 DOWN = "model.layers.1.mlp.down_proj.weight"  # [64, 96]
-
-
-@pytest.fixture(scope="module")
-def workers():
-    with start_workers(1) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from pennyweight.model.attention import AttentionFormats, round_attention
 from pennyweight.model.checkpoint import Checkpoint
 from pennyweight.model.load import load_model
 from pennyweight.model.skeleton import Skeleton
-from pennyweight.model.workers import start_workers
 from pennyweight.pipeline.survey import survey
 from pennyweight.records import Store
 from pennyweight.study.bank import Bank
@@ -41,12 +40,6 @@ KINDS = ("qk", "pv", "kv_cache", "embeddings")
 
 def opened(folder):
     return survey(Skeleton.build(Checkpoint.open(folder)))
-
-
-@pytest.fixture(scope="module")
-def workers():
-    with start_workers(1) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

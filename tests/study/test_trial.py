@@ -21,12 +21,6 @@ O_PROJ, UP = "model.layers.0.self_attn.o_proj.weight", "model.layers.1.mlp.up_pr
 
 
 @pytest.fixture(scope="module")
-def workers():
-    with start_workers(1) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
 def bank(tiny_llama, token_file, tmp_path_factory, workers):
     schemes = (*SCHEMES, "W8A8_static", "MXINT4")
     folder = tmp_path_factory.mktemp("bank")

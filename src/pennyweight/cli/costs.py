@@ -1,7 +1,6 @@
 """`pennyweight costs`: measure what products take here, for `plan --minimize latency`."""
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pennyweight.cli.options import Model, TrustRemoteCode
+from pennyweight.cli.options import Model, Quiet, TrustRemoteCode
 
 if TYPE_CHECKING:
     from pennyweight.pipeline.latency import Latencies
@@ -38,7 +37,7 @@ def costs_command(
         int | None, typer.Option(min=1, help="CPU threads that a product is spread over.")
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and not a table.")] = False,
 ) -> None:
     """Time one product of each linear shape of MODEL in each scheme, with torch's CPU kernels.
@@ -46,8 +45,7 @@ def costs_command(
     OUTPUT is for `pennyweight plan --minimize latency --costs OUTPUT`. A scheme or shape that torch
     has no kernel for is left out, and OUTPUT says why. The times are those of this machine.
     """
-    from pennyweight.cli.progress import Bar
-    from pennyweight.core import Progress
+    from pennyweight.cli.progress import progress_on
     from pennyweight.pipeline.latency import SCHEMES, Asked, measure_latencies
 
     names = tuple(name.strip() for name in (schemes or "").split(",") if name.strip())
@@ -56,7 +54,7 @@ def costs_command(
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
     console = Console(stderr=True, highlight=False)
-    with nullcontext(Progress()) if quiet else Bar(console) as progress:
+    with progress_on(console, quiet=quiet) as progress:
         found = measure_latencies(asked, threads=threads, progress=progress)
     found.save(output)
     for each in found.left_out:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pennyweight.cli.options import SplitAt, TrustRemoteCode
+from pennyweight.cli.options import Quiet, SplitAt, Threads, TrustRemoteCode
 from pennyweight.cli.sense import Granularity
 
 if TYPE_CHECKING:
@@ -65,11 +65,9 @@ def diagnose_command(
         Path | None,
         typer.Option(help="A file to which every measurement is added, and not measured again."),
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; time only, never the result.")
-    ] = None,
+    threads: Threads = None,
     trust_remote_code: TrustRemoteCode = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and not a table.")] = False,
 ) -> None:
     """Find which parts of QUANTIZED lose what REFERENCE had, and what to try next.

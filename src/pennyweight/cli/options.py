@@ -65,6 +65,10 @@ PlanOverrides = Annotated[
     ),
 ]  # fmt: skip
 Seed = Annotated[int | None, typer.Option(help="Seed of all randomness [0].")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads; time only, never the result.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the code that the model brings along.")
 ]

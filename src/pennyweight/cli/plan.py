@@ -13,8 +13,10 @@ from pennyweight.cli.options import (
     Model,
     PlanOverrides,
     QuantizerName,
+    Quiet,
     Samples,
     SplitAt,
+    Threads,
     Tokens,
     TrustRemoteCode,
     sense_options,
@@ -109,11 +111,9 @@ def plan_command(
     ] = None,
     overrides: PlanOverrides = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; time only, never the result.")
-    ] = None,
+    threads: Threads = None,
     trust_remote_code: TrustRemoteCode = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and not a table.")] = False,
 ) -> None:
     """Find the cheapest mix of schemes for MODEL inside a budget, and write it to OUTPUT.
@@ -122,8 +122,7 @@ def plan_command(
     `pennyweight quantize MODEL --recipe OUTPUT` carries it out. OUTPUT.work keeps what was
     measured, so that an interrupted or repeated command continues there.
     """
-    from pennyweight.cli.progress import Bar
-    from pennyweight.core import Progress
+    from pennyweight.cli.progress import progress_on
     from pennyweight.evaluate import plain
     from pennyweight.study.planning.planner import plan
 
@@ -153,11 +152,8 @@ def plan_command(
         },
     )  # fmt: skip
     console = Console(stderr=True)
-    if quiet:
-        planned = plan(wish, output, work=work, threads=threads, progress=Progress())
-    else:
-        with Bar(console) as bar:
-            planned = plan(wish, output, work=work, threads=threads, progress=bar)
+    with progress_on(console, quiet=quiet) as progress:
+        planned = plan(wish, output, work=work, threads=threads, progress=progress)
     if as_json:
         typer.echo(json.dumps(plain(planned.facts), indent=1))
     else:
@@ -170,11 +166,11 @@ def wish_from(
     *,
     ingredients: dict[str, Any],
     calibrate: dict[str, Any],
-    pins: list[str] | None = None,
-    schemes: str | None = None,
-    texts: dict[str, Any] | None = None,
-    asking: dict[str, Any] | None = None,
-    rest: dict[str, Any] | None = None,
+    pins: list[str] | None,
+    schemes: str | None,
+    texts: dict[str, Any],
+    asking: dict[str, Any],
+    rest: dict[str, Any],
 ):
     """The wish that options spell; what is None keeps its default."""
     from pennyweight.evaluate import Settings
@@ -183,7 +179,7 @@ def wish_from(
     from pennyweight.study.bank import Ingredients
     from pennyweight.study.planning.budget import parse_budget
     from pennyweight.study.planning.pins import parse_pin
-    from pennyweight.study.planning.wish import Wish, text_settings
+    from pennyweight.study.planning.wish import Wish
 
     chosen = Calibrate(**given(calibrate))
     check_calibration(chosen, ingredients.get("seed") or 0, "options")
@@ -192,9 +188,9 @@ def wish_from(
         budget=parse_budget(budget),
         pins=tuple(parse_pin(pin) for pin in pins or []),
         schemes=tuple(s.strip() for s in (schemes or "").split(",") if s.strip()),
-        settings=Settings(**texts) if texts else text_settings(),
-        asking=TaskSettings(tasks=(), **given(asking or {})),
-        **given(rest or {}),
+        settings=Settings(**texts),
+        asking=TaskSettings(tasks=(), **given(asking)),
+        **given(rest),
     )
 
 

@@ -8,7 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pennyweight.cli.engine import Address, EngineName, RayWorkers, engine_of
-from pennyweight.cli.options import ChatTemplate, Model, SplitAt, TrustRemoteCode
+from pennyweight.cli.options import (
+    ChatTemplate,
+    Model,
+    Quiet,
+    SplitAt,
+    Threads,
+    TrustRemoteCode,
+)
 
 if TYPE_CHECKING:
     from pennyweight.pipeline.profile import Profile
@@ -46,11 +53,9 @@ def profile_command(
     engine: EngineName = "local",
     address: Address = None,
     workers: RayWorkers = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; time only, never the result.")
-    ] = None,
+    threads: Threads = None,
     trust_remote_code: TrustRemoteCode = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Outliers of MODEL's activations, and whether the calibration set changes them.
@@ -59,8 +64,7 @@ def profile_command(
     """
     from functools import partial
 
-    from pennyweight.cli.progress import Bar
-    from pennyweight.core import Progress
+    from pennyweight.cli.progress import progress_on
     from pennyweight.pipeline.advice import advise
     from pennyweight.pipeline.profile import Sampling, profile
 
@@ -71,11 +75,8 @@ def profile_command(
     sets, console = calibrate or ["stdlib"], Console(stderr=True)
     with engine_of(engine, address, workers) as made:
         run = partial(profile, model, sets, sampling, engine=made, threads=threads)
-        if quiet:
-            found = run(progress=Progress())
-        else:
-            with Bar(console) as bar:
-                found = run(progress=bar)
+        with progress_on(console, quiet=quiet) as progress:
+            found = run(progress=progress)
     for name, made in found.calibration.items():
         for warning in made["warnings"]:
             console.print(f"warning: {name}: {warning}", markup=False, soft_wrap=True)

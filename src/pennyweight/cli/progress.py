@@ -1,11 +1,17 @@
 """Progress on stderr: a bar on a terminal, a line per block elsewhere."""
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pennyweight.core.progress import Progress as Quiet
+
+
+def progress_on(console: Console, *, quiet: bool) -> AbstractContextManager[Quiet]:
+    """What the option --quiet asks for."""
+    return nullcontext(Quiet()) if quiet else Bar(console)
 
 
 class Bar(Quiet):

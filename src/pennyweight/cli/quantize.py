@@ -1,7 +1,6 @@
 """`pennyweight quantize`: make a quantized checkpoint and prove it."""
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,11 +13,13 @@ from pennyweight.cli.options import (
     ModelOrRecipes,
     Overrides,
     QuantizerName,
+    Quiet,
     RecipeFile,
     Samples,
     SchemeName,
     Seed,
     SplitAt,
+    Threads,
     Tokens,
     TrustRemoteCode,
     recipe_from,
@@ -56,9 +57,7 @@ def quantize_command(
         ),
     ] = None,
     seed: Seed = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; time only, never the result.")
-    ] = None,
+    threads: Threads = None,
     device: Annotated[str, typer.Option(help="Where to compute. Only cpu so far.")] = "cpu",
     target: Annotated[
         str | None,
@@ -69,15 +68,15 @@ def quantize_command(
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep OUTPUT.work.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
     """Quantize MODEL into the directory OUTPUT, and prove that the files hold what was computed.
 
     Interrupted at any moment, the same command continues and ends with the same bytes.
     """
-    from pennyweight.cli.progress import Bar
-    from pennyweight.core import Progress, RecipeError, UnsupportedError
+    from pennyweight.cli.progress import progress_on
+    from pennyweight.core import RecipeError, UnsupportedError
     from pennyweight.pipeline.quantize import quantize
     from pennyweight.pipeline.recipe import Recipe
 
@@ -104,7 +103,7 @@ def quantize_command(
     )  # fmt: skip
     console = Console(stderr=True, highlight=False)
     options = {"keep_work": keep_work, "model": model if plan else None}
-    with nullcontext(Progress()) if quiet else Bar(console) as progress:
+    with progress_on(console, quiet=quiet) as progress:
         if isinstance(what, Recipe) and what.budget:
             what = _planned(what, output, threads, progress, None if quiet else console)
         result = quantize(what, output, threads=threads, progress=progress, **options)

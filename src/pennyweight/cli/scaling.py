@@ -1,7 +1,7 @@
 """`pennyweight study scaling`: mixed precision over the sizes of a family."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pennyweight.cli.engine import Address, EngineName, RayWorkers, engine_of
-from pennyweight.cli.options import Overrides
+from pennyweight.cli.options import Overrides, Quiet, Threads
 
 if TYPE_CHECKING:
     from pennyweight.study.scaling.fit import Findings, Search
@@ -30,10 +30,8 @@ def scaling_command(
     address: Address = None,
     workers: RayWorkers = None,
     overrides: Overrides = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; time only, never the result.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    threads: Threads = None,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False,
 ) -> None:  # fmt: skip
     """How much of a model can be in low precision? Models x formats x units x ratios x trials.
@@ -43,8 +41,8 @@ def scaling_command(
     """
     import shutil
     from dataclasses import asdict
-    from functools import partial
 
+    from pennyweight.cli.progress import progress_on
     from pennyweight.records import Store
     from pennyweight.study.scaling.design import load_study, loss_budget
     from pennyweight.study.scaling.fit import findings
@@ -52,8 +50,11 @@ def scaling_command(
 
     study, store = load_study(file, overrides or []), Store.open(records)
     folder = work or records.with_name(f"{records.name}.work")
-    with engine_of(engine, address, workers) as made:
-        _run(partial(run_scaling, study, store, folder, engine=made, threads=threads), quiet)
+    with (
+        engine_of(engine, address, workers) as made,
+        progress_on(Console(stderr=True), quiet=quiet) as progress,
+    ):
+        run_scaling(study, store, folder, engine=made, threads=threads, progress=progress)
     if work is None:
         shutil.rmtree(folder)
     found = findings(collect(study, store), [loss_budget(text) for text in study.budgets])
@@ -61,17 +62,6 @@ def scaling_command(
         typer.echo(json.dumps(asdict(found), indent=1))
     else:
         show(found)
-
-
-def _run(run: Callable[..., Any], quiet: bool) -> None:
-    from pennyweight.cli.progress import Bar
-    from pennyweight.core import Progress
-
-    if quiet:
-        run(progress=Progress())
-        return
-    with Bar(Console(stderr=True)) as bar:
-        run(progress=bar)
 
 
 def show(found: "Findings") -> None:

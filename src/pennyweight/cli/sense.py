@@ -15,8 +15,10 @@ from pennyweight.cli.options import (
     CalibrateOn,
     Model,
     QuantizerName,
+    Quiet,
     Samples,
     SenseOverrides,
+    Threads,
     Tokens,
     TrustRemoteCode,
     sense_options,
@@ -85,12 +87,10 @@ def sense_command(
     engine: EngineName = "local",
     address: Address = None,
     workers: RayWorkers = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; time only, never the result.")
-    ] = None,
+    threads: Threads = None,
     trust_remote_code: TrustRemoteCode = False,
     keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep OUTPUT.work.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and not a table.")] = False,
 ) -> None:
     """Measure what each unit of MODEL loses under each scheme, and write the table to OUTPUT.

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pennyweight.cli.engine import Address, EngineName, RayWorkers, engine_of
-from pennyweight.cli.options import Overrides
+from pennyweight.cli.options import Overrides, Quiet, Threads
 from pennyweight.cli.scaling import scaling_command
 
 if TYPE_CHECKING:
@@ -33,10 +33,8 @@ def calibration_command(
     address: Address = None,
     workers: RayWorkers = None,
     overrides: Overrides = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; time only, never the result.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    threads: Threads = None,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False,
 ) -> None:
     """Does it matter what a model is calibrated on? Methods x sets x samples x seeds, paired.
@@ -46,8 +44,8 @@ def calibration_command(
     """
     from functools import partial
 
-    from pennyweight.cli.progress import Bar
-    from pennyweight.core import Progress, RecipeError
+    from pennyweight.cli.progress import progress_on
+    from pennyweight.core import RecipeError
     from pennyweight.records import Store
     from pennyweight.study.calibration.design import load_study
     from pennyweight.study.calibration.run import METRICS, collect, run_study
@@ -57,11 +55,8 @@ def calibration_command(
     study, store = load_study(file, overrides or []), Store.open(records)
     with engine_of(engine, address, workers) as made:
         run = partial(run_study, study, store, engine=made, threads=threads)
-        if quiet:
-            run(progress=Progress())
-        else:
-            with Bar(Console(stderr=True)) as bar:
-                run(progress=bar)
+        with progress_on(Console(stderr=True), quiet=quiet) as progress:
+            run(progress=progress)
     _show(collect(study, store, metric), metric, as_json)
 
 

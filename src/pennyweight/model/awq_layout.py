@@ -50,14 +50,9 @@ def fields(words: Int32[Tensor, "rows words"]) -> UInt8[Tensor, "rows out"]:
     return raw.view(rows, count, FIELDS)[:, :, place].reshape(rows, count * FIELDS)
 
 
-def is_awq(checkpoint: Checkpoint) -> bool:
-    config = checkpoint.config.get("quantization_config")
-    return isinstance(config, dict) and config.get("quant_method") == METHOD
-
-
 def open_awq(files: Checkpoint) -> WordCheckpoint:
     """Raises UnsupportedError for other layouts and widths, CheckpointError."""
-    if not is_awq(files):
+    if files.quant_method != METHOD:
         raise UnsupportedError(f"{files.path}: not an AWQ checkpoint")
     config = files.config["quantization_config"]
     version, bits = str(config.get("version", "gemm")).lower(), config.get("bits", BITS)

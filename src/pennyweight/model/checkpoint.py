@@ -127,6 +127,12 @@ class Checkpoint:
         return tensor
 
     @property
+    def quant_method(self) -> str | None:
+        """By which its files say they are quantized; None if they do not."""
+        config = self.config.get("quantization_config")
+        return config.get("quant_method") if isinstance(config, dict) else None
+
+    @property
     def size_bytes(self) -> int:
         return sum(info.size_bytes for info in self.tensors.values())
 

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from pennyweight.core import CheckpointError, QTensor, Scheme, UnsupportedError
+from pennyweight.core.fields import first_fault
 from pennyweight.formats.compressed_config import Numbers, scheme_name
 from pennyweight.formats.compressed_tensors import (
     PACKED,
@@ -23,6 +24,7 @@ from pennyweight.formats.compressed_tensors import (
 from pennyweight.formats.schemes import parse_scheme
 from pennyweight.model.checkpoint import Checkpoint, TensorInfo
 
+METHOD = "compressed-tensors"
 PARTS = (
     "weight_packed", "weight_scale", "weight_global_scale", "weight_shape", "weight_zero_point",
     "input_scale", "input_global_scale",
@@ -150,22 +152,17 @@ class CompressedCheckpoint(Checkpoint):
         return tensor.T.contiguous() if transposed else tensor
 
 
-def is_compressed(checkpoint: Checkpoint) -> bool:
-    config = checkpoint.config.get("quantization_config")
-    return isinstance(config, dict) and config.get("quant_method") == "compressed-tensors"
-
-
 def _groups(files: Checkpoint) -> list[SchemeGroup]:
-    if not is_compressed(files):
+    if files.quant_method != METHOD:
         raise UnsupportedError(f"{files.path}: not a compressed-tensors checkpoint")
     try:
         config = files.config["quantization_config"]
         return list(GROUPS.validate_python(config.get("config_groups")).values())
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, ("config_groups", *first["loc"])))
+        fault = first_fault(error)
+        place = f"config_groups.{fault.place}".rstrip(".")
         raise CheckpointError(
-            f"{files.path}: quantization_config of config.json: {place}: {first['msg']}"
+            f"{files.path}: quantization_config of config.json: {place}: {fault.message}"
         ) from None
 
 

@@ -70,14 +70,9 @@ def zero_points(
     return (found + offset) % 8 if bits == 3 else found
 
 
-def is_gptq(checkpoint: Checkpoint) -> bool:
-    config = checkpoint.config.get("quantization_config")
-    return isinstance(config, dict) and config.get("quant_method") == METHOD
-
-
 def open_gptq(files: Checkpoint) -> WordCheckpoint:
     """Raises UnsupportedError for a layout that another program repacked, CheckpointError."""
-    if not is_gptq(files):
+    if files.quant_method != METHOD:
         raise UnsupportedError(f"{files.path}: not a GPTQ checkpoint")
     config = files.config["quantization_config"]
     version = config.get("checkpoint_format") or config.get("format") or "gptq"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pennyweight.model.awq_layout import is_awq, open_awq
+from pennyweight.model import awq_layout, compressed, gptq_layout, packed
 from pennyweight.model.checkpoint import Checkpoint
-from pennyweight.model.compressed import CompressedCheckpoint, is_compressed
-from pennyweight.model.gptq_layout import is_gptq, open_gptq
-from pennyweight.model.packed import PackedCheckpoint, is_packed
+from pennyweight.model.compressed import CompressedCheckpoint
+from pennyweight.model.packed import PackedCheckpoint
 
 QuantizedCheckpoint = CompressedCheckpoint | PackedCheckpoint
 
@@ -17,12 +16,13 @@ def open_checkpoint(path: str | Path) -> Checkpoint | QuantizedCheckpoint:
     """A quantized one reads as if its weights were dense. Raises CheckpointError,
     UnsupportedError."""
     checkpoint = Checkpoint.open(path)
-    if is_compressed(checkpoint):
+    method = checkpoint.quant_method
+    if method == compressed.METHOD:
         return CompressedCheckpoint.open(checkpoint.path)
-    if is_packed(checkpoint):
+    if method == packed.METHOD:
         return PackedCheckpoint.open(checkpoint.path)
-    if is_gptq(checkpoint):
-        return open_gptq(checkpoint)
-    if is_awq(checkpoint):
-        return open_awq(checkpoint)
+    if method == gptq_layout.METHOD:
+        return gptq_layout.open_gptq(checkpoint)
+    if method == awq_layout.METHOD:
+        return awq_layout.open_awq(checkpoint)
     return checkpoint

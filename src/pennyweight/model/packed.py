@@ -18,6 +18,7 @@ from pennyweight.core import (
     UnknownNameError,
     UnsupportedError,
 )
+from pennyweight.core.fields import first_fault
 from pennyweight.formats.corrections import unpack_corrections
 from pennyweight.formats.schemes import parse_scheme
 from pennyweight.formats.storage import parts_of, unpack
@@ -140,22 +141,15 @@ class PackedCheckpoint(Checkpoint):
         return super().read(name)
 
 
-def is_packed(checkpoint: Checkpoint) -> bool:
-    config = checkpoint.config.get("quantization_config")
-    return isinstance(config, dict) and config.get("quant_method") == METHOD
-
-
 def _layout(files: Checkpoint) -> Layout:
-    if not is_packed(files):
+    if files.quant_method != METHOD:
         raise UnsupportedError(f"{files.path}: not a checkpoint in the packed layout")
     where = f"{files.path}: quantization_config of config.json"
     try:
         layout = LAYOUT.validate_python(files.config["quantization_config"])
     except ValidationError as error:
-        first = error.errors()[0]
-        raise CheckpointError(
-            f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-        ) from None
+        fault = first_fault(error)
+        raise CheckpointError(f"{where}: {fault.place}: {fault.message}") from None
     if layout.version != VERSION:
         raise UnsupportedError(
             f"{where}: version {layout.version}; this Pennyweight reads {VERSION}"

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 import pennyweight
 from pennyweight.core import FormatError, RecipeError, Scheme
+from pennyweight.core.fields import adapter, first_fault
 from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
 from pennyweight.observe.gradient import GRADIENT_FIELDS
 from pennyweight.pipeline.choose import choose_schemes
@@ -28,7 +29,6 @@ from pennyweight.pipeline.recipe import (
     Rewrite,
     Rule,
     Training,
-    adapter,
     check_calibration,
     check_target,
     make_quantizer,
@@ -102,9 +102,10 @@ def load_plan(path: Path) -> Plan:
         data = json.loads(path.read_bytes())
         plan = adapter(Plan).validate_python(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "plan"
-        raise RecipeError(f"{path}: not a plan of this version: {place}: {first['msg']}") from None
+        fault = first_fault(error)
+        raise RecipeError(
+            f"{path}: not a plan of this version: {fault.place or 'plan'}: {fault.message}"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not a plan of this version: {error}") from None
     unknown_keys(Plan, data, str(path))

@@ -5,19 +5,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-
 from pennyweight.core import RecipeError, UnknownNameError
+from pennyweight.core.fields import typed
 from pennyweight.export import TARGETS
 from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
 from pennyweight.quantize import QUANTIZERS
@@ -28,8 +26,6 @@ from pennyweight.transform import TRANSFORMS
 from pennyweight.transform.base import Transform
 
 COMPUTE = ("float32", "bfloat16")
-# Making an adapter takes longer than a hundred uses of it.
-adapter: Callable[[type], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 LARGEST = 10**9  # of the numbers that count something: beyond it they overflow further down
 
 
@@ -161,19 +157,9 @@ def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
         if isinstance(rule, dict):
             _unfold_quantizer(rule, where)
     unknown_keys(Recipe, data, where)
-    recipe = _typed(Recipe, data, f"{where}: ")
+    recipe = typed(Recipe, data, f"{where}: ")
     _validate(recipe, where)
     return recipe
-
-
-def _typed(cls: type, data: Mapping[str, Any], where: str) -> Any:
-    """The dataclass with these fields; a RecipeError begins with `where` and the field's path."""
-    try:
-        return adapter(cls).validate_python(dict(data))
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(map(str, first["loc"]))
-        raise RecipeError(f"{where}{path}: {first['msg']}, found {first['input']!r:.80}") from None
 
 
 def _validate(recipe: Recipe, where: str) -> None:
@@ -263,7 +249,7 @@ def make_from(table: Mapping[str, type], name: str, options: Mapping[str, Any], 
     with _at(where):
         cls = table[name]
     unknown_keys(cls, options, f"{where}: {name}")
-    made = _typed(cls, options, f"{where}: {name}.")
+    made = typed(cls, options, f"{where}: {name}.")
     for key in options:
         value = getattr(made, key)
         if isinstance(value, int | float) and not (math.isfinite(value) and value >= 0):

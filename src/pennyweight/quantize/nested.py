@@ -5,9 +5,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from pennyweight.core import RecipeError
+from pennyweight.core.fields import typed
 from pennyweight.quantize.base import QUANTIZERS, Finishes, Quantizer, Selects
 
 
@@ -24,12 +23,7 @@ def nested(name: str, options: Mapping[str, Any]) -> Quantizer:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
             raise RecipeError(f"{name}: unknown key {key!r}; {hint}")
-    try:
-        made = TypeAdapter(cls).validate_python(dict(options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(map(str, first["loc"]))
-        raise RecipeError(f"{name}.{path}: {first['msg']}, found {first['input']!r:.80}") from None
+    made = typed(cls, options, f"{name}.")
     if isinstance(made, Selects | Finishes):
         raise RecipeError(f"{name} looks at whole tensors and cannot be a part of another method")
     return made

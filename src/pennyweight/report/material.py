@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pennyweight.core import CheckpointError, DataError
+from pennyweight.core.fields import first_fault
 from pennyweight.core.record import Record
 from pennyweight.evaluate.verdict import DEFAULT_BUDGET_PERCENT
 from pennyweight.model.checkpoint import Checkpoint, read_json
@@ -191,10 +192,9 @@ def _typed(check: Callable[[Any], Any], data: Any, where: str) -> Any:
     try:
         return check(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        fault = first_fault(error)
         raise CheckpointError(
-            f"{where}: {place}: {first['msg']}, found {first['input']!r:.60}; was "
+            f"{where}: {fault.place}: {fault.message}, found {fault.found!r:.60}; was "
             "it made by another version?"
         ) from None
 
@@ -207,9 +207,9 @@ def _line(line: str, where: str) -> Sample:
     try:
         return SAMPLE.validate_python(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        fault = first_fault(error)
         raise DataError(
-            f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}; expected a line of "
+            f"{where}: {fault.place}: {fault.message}; expected a line of "
             "`pennyweight eval MODEL --against REFERENCE --similarity --samples FILE`"
         ) from None
 

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from pennyweight.core import RecipeError
+from pennyweight.core.fields import typed
 from pennyweight.core.record import record_key
 from pennyweight.evaluate import Settings
 from pennyweight.model.calibration import CALIBRATIONS
@@ -24,7 +23,6 @@ from pennyweight.model.calibration.mix import parse_mix
 from pennyweight.model.text import documents
 from pennyweight.pipeline.recipe import (
     Recipe,
-    adapter,
     override,
     parse_recipe,
     read_recipe,
@@ -89,14 +87,7 @@ def parse_study(data: Mapping[str, Any], where: str = "study") -> CalibrationStu
     unknown_keys(CalibrationStudy, data, where)
     if isinstance(data.get("evaluate"), dict):
         unknown_keys(EvaluateOn, data["evaluate"], f"{where}: evaluate")
-    try:
-        study = adapter(CalibrationStudy).validate_python(dict(data))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise RecipeError(
-            f"{where}: {place}: {first['msg']}, found {first['input']!r:.80}"
-        ) from None
+    study: CalibrationStudy = typed(CalibrationStudy, data, f"{where}: ")
     for axis in ("methods", "sets", "samples", "seeds"):
         _check_axis(list(getattr(study, axis)), f"{where}: {axis}")
     for cell in cells(study):

@@ -18,6 +18,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pennyweight.core import RecipeError
+from pennyweight.core.fields import first_fault
+from pennyweight.deploy.kernel_times import LeftOut
 from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
 from pennyweight.study.sensitivity.table import UnitLoss
 
@@ -71,15 +73,6 @@ class Cost:
     shape: tuple[int, int]  # out, in; of one linear, or of all that a unit fuses (outs summed)
     scheme: str
     value: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeftOut:
-    """What was not measured, because there is no kernel for it."""
-
-    scheme: str
-    why: str
-    shape: tuple[int, int] | None = None  # None: of any shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,9 +160,10 @@ def _read(path: Path) -> CostFile:
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file of costs") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = f"{path}: {'.'.join(map(str, first['loc']))}"
-        raise RecipeError(f"{where}: {first['msg']}, found {first['input']!r:.60}") from None
+        fault = first_fault(error)
+        raise RecipeError(
+            f"{path}: {fault.place}: {fault.message}, found {fault.found!r:.60}"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not a file of costs: {error}") from None
     for cost in file.cost:

@@ -17,14 +17,12 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from pennyweight.core import RecipeError
+from pennyweight.core.fields import typed
 from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
 from pennyweight.model.text import documents
 from pennyweight.pipeline.recipe import (
     Calibrate,
-    adapter,
     make_quantizer,
     override,
     read_recipe,
@@ -109,14 +107,7 @@ def parse_study(data: Mapping[str, Any], where: str = "study") -> ScalingStudy:
     for key, cls, value in nested:
         if isinstance(value, dict):
             unknown_keys(cls, value, f"{where}: {key}")
-    try:
-        study = adapter(ScalingStudy).validate_python(dict(data))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise RecipeError(
-            f"{where}: {place}: {first['msg']}, found {first['input']!r:.80}"
-        ) from None
+    study: ScalingStudy = typed(ScalingStudy, data, f"{where}: ")
     _check(study, where)
     return study
 

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pennyweight.core import CheckpointError, NumericalError
+from pennyweight.core.fields import first_fault
 from pennyweight.formats.schemes import UNTOUCHED
 from pennyweight.model.writer import write_text
 
@@ -111,10 +112,9 @@ def _typed(data: Any, path: str | Path) -> Sensitivity:
     try:
         return _ADAPTER.validate_python(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        fault = first_fault(error)
         raise CheckpointError(
-            f"{path}: {place}: {first['msg']}, found {first['input']!r:.80}"
+            f"{path}: {fault.place}: {fault.message}, found {fault.found!r:.80}"
         ) from None
 
 
