@@ -40,7 +40,7 @@ class Peer:
     def python(self) -> Path:
         return ROOT / ".venv-peers" / self.environment / "bin" / "python"
 
-    def run(self, model: str, dense: Path, bits: int, group: int, tokens: Path) -> float:
+    def run(self, model: str, dense: Path, bits: float, group: int, tokens: Path) -> float:
         """Writes what it made of the model to `dense`; returns bits a weight."""
         command = [
             self.python,
@@ -71,16 +71,21 @@ OURS = ("GPTQ", "AWQ + GPTQ", "OWQ 1 %")
 HALF_DIGIT = 0.005  # the bits in a row are rounded
 
 
+def write_tokens(path: Path, model: str, protocol: Protocol) -> None:
+    """The calibration tokens as the peers' scripts read them."""
+    found = calibration_samples(
+        [protocol.calibrate], load_tokenizer(resolve_model(model)), samples=protocol.samples,
+        tokens=protocol.tokens, seed=0, split_at=protocol.split_at,
+    )  # fmt: skip
+    path.write_text(json.dumps(found.ids.tolist()))
+
+
 def peer_lines(model: str, bits: list[int], peers: list[Peer], protocol: Protocol) -> Iterator:
     group = group_of(model)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokens = folder / "tokens.json"
-        found = calibration_samples(
-            [protocol.calibrate], load_tokenizer(resolve_model(model)), samples=protocol.samples,
-            tokens=protocol.tokens, seed=0, split_at=protocol.split_at,
-        )  # fmt: skip
-        tokens.write_text(json.dumps(found.ids.tolist()))
+        write_tokens(tokens, model, protocol)
         for count in bits:
             for peer in peers:
                 dense = folder / f"{peer.environment}-{count}"

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 class Request:
     model: Path
     dense: Path
-    bits: int
+    bits: float  # a whole number for uniform widths
     group_size: int | None  # None: one scale a row
     tokens: list[list[int]]
     started: float = field(default_factory=time.perf_counter)
@@ -71,13 +71,14 @@ def request(description: str) -> Request:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("model", type=Path)
     parser.add_argument("dense", type=Path)
-    parser.add_argument("--bits", type=int, required=True)
+    parser.add_argument("--bits", type=float, required=True)
     parser.add_argument("--group", type=int, help="weights that share a scale; all of a row")
     parser.add_argument("--calibrate", type=Path, required=True, help="JSON, lists of token ids")
     args = parser.parse_args()
     torch.manual_seed(0)
     tokens = json.loads(args.calibrate.read_text())
-    return Request(args.model, args.dense, args.bits, args.group, tokens)
+    bits = int(args.bits) if args.bits.is_integer() else args.bits
+    return Request(args.model, args.dense, bits, args.group, tokens)
 
 
 def require_rounded(asked: Request, linear: nn.Linear, name: str) -> None:
