@@ -119,6 +119,14 @@ def test_contexts_pairs_and_continuations(lm, task):
     assert found.chance == 0
 
 
+def test_white_space_at_the_end_of_a_context_is_not_doubled(lm, task):
+    contexts = {"context_options": ["the dog ", "the dogs\n"], "continuation": "runs", "gold": 0}
+    _, samples = run_task(lm, task(contexts), Asking())
+    assert samples[0]["arguments"] == [("the dog", " runs"), ("the dogs", " runs")]
+    _, samples = run_task(lm, task({"context": "one two\n", "continuation": "three"}), Asking())
+    assert samples[0]["arguments"] == [("one two\n", "three")]
+
+
 @pytest.mark.parametrize(
     ("said", "strict", "last"),
     [("so 5.\n#### 1,234", 1, 1), ("it is 1234", 0, 1), ("#### 7 not 1234", 0, 1), ("none", 0, 0)],

@@ -1,6 +1,7 @@
 """Recipes that name a budget: what they may hold, and that they end in a planned result."""
 
 import json
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from pennyweight.api import quantize as quantize_within
 from pennyweight.cli.main import app
 from pennyweight.core import RecipeError
 from pennyweight.pipeline.quantize import quantize
-from pennyweight.pipeline.recipe import Recipe, parse_recipe
+from pennyweight.pipeline.recipe import Planning, Recipe, parse_recipe
 from pennyweight.study.planning.budgeted import wish_of
 from tests.conftest import save_tiny_model
 
@@ -68,6 +69,26 @@ def test_it_is_planned_and_carried_out(file, tmp_path):
 def test_a_wrong_one_says_where(change, message):
     with pytest.raises(RecipeError, match=message):
         parse_recipe({"model": "pylm", "budget": "kl<=1"} | change)
+
+
+ASKED = {
+    "quantizer": "rtn", "options": {"damp": 0.5}, "schemes": ("W8A16",), "pin": ("*=W8A16",),
+    "minimize": "cost", "costs": "c.json", "price_per_hour": 2.0, "sense": "s.json",
+    "estimator": "fisher", "estimator_options": {"batch": 2}, "granularity": "layer",
+    "also": ("lm_head",), "allocator": "greedy", "allocator_options": {"seed": 2},
+    "sense_data": ("a.txt",), "data": ("b.txt",), "split_at": "x", "max_tokens": 9,
+    "document_tokens": 8, "limit": 7, "shots": 6, "chat_template": True, "run_code": True,
+    "rounds": 5,
+}  # fmt: skip
+
+
+def test_nothing_that_can_be_asked_is_lost():
+    usual = Recipe(model="pylm", budget="kl<=1")
+    assert ASKED.keys() == {field.name for field in fields(Planning)}
+    for key, value in ASKED.items():
+        asked = replace(usual, plan=replace(Planning(), **{key: value}))
+        assert wish_of(asked) != wish_of(usual), key
+    assert parse_recipe(asdict(replace(usual, plan=Planning(**ASKED)))).plan == Planning(**ASKED)
 
 
 def test_what_planning_does_not_know_is_refused():

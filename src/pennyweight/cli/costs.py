@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pennyweight.cli.options import Model, Quiet, TrustRemoteCode
+from pennyweight.cli.options import Model, Quiet, TrustRemoteCode, names
 
 if TYPE_CHECKING:
     from pennyweight.pipeline.latency import Latencies
@@ -48,10 +48,9 @@ def costs_command(
     from pennyweight.cli.progress import progress_on
     from pennyweight.pipeline.latency import SCHEMES, Asked, measure_latencies
 
-    names = tuple(name.strip() for name in (schemes or "").split(",") if name.strip())
     asked = Asked(
-        model=model, schemes=names or SCHEMES, dtype=dtype, tokens=tokens, rounds=rounds, seed=seed,
-        trust_remote_code=trust_remote_code,
+        model=model, schemes=names(schemes) or SCHEMES, dtype=dtype, tokens=tokens, rounds=rounds,
+        seed=seed, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     console = Console(stderr=True, highlight=False)
     with progress_on(console, quiet=quiet) as progress:

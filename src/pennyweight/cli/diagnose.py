@@ -75,8 +75,7 @@ def diagnose_command(
     Two passes over the text for each part, and about as many again as the smallest set has parts.
     Limit: both models are held in memory in float32, 8 bytes a parameter together.
     """
-    from pennyweight.cli.progress import Bar
-    from pennyweight.core import Progress
+    from pennyweight.cli.progress import progress_on
     from pennyweight.evaluate import Settings
     from pennyweight.study.diagnosis.diagnose import TEXT, Request, diagnose
 
@@ -88,8 +87,8 @@ def diagnose_command(
             context=context, max_tokens=max_tokens, document_tokens=document_tokens, seed=seed
         ),
     )  # fmt: skip
-    progress = Progress() if quiet else Bar(Console(stderr=True))
-    found = diagnose(request, records=records, threads=threads, progress=progress)
+    with progress_on(Console(stderr=True), quiet=quiet) as progress:
+        found = diagnose(request, records=records, threads=threads, progress=progress)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1, allow_nan=False))
     else:

@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pennyweight.cli.options import names
+
 if TYPE_CHECKING:
     from pennyweight.core import Progress
     from pennyweight.evaluate import Evaluation, Interval
@@ -219,7 +221,7 @@ def _tasks(
     report = evaluate_tasks(
         Run(model=model, attention=common["attention"]),
         TaskSettings(
-            tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
+            tasks=names(tasks),
             limit=given["limit"],
             shots=given["shots"],
             new_tokens=given["new_tokens"] or 256,

@@ -120,3 +120,8 @@ def sense_options(
         expected = " or ".join(f"{word}.KEY" for word in of)
         raise RecipeError(f"--set: expected {expected}, found {list(found)[len(of)]}")
     return found
+
+
+def names(text: str | None) -> tuple[str, ...]:
+    """Of a list with commas."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())

@@ -19,6 +19,7 @@ from pennyweight.cli.options import (
     Threads,
     Tokens,
     TrustRemoteCode,
+    names,
     sense_options,
 )
 
@@ -124,33 +125,27 @@ def plan_command(
     """
     from pennyweight.cli.progress import progress_on
     from pennyweight.evaluate import plain
+    from pennyweight.pipeline.recipe import parse_recipe
+    from pennyweight.study.planning.budgeted import wish_of
     from pennyweight.study.planning.planner import plan
 
     options = sense_options(overrides, ("quantizer", "estimator", "allocator"))
-    wish = wish_from(
-        model,
-        budget,
-        ingredients={
-            "quantizer": quantizer,
-            "options": options["quantizer"],
-            "seed": seed,
-            "trust_remote_code": trust_remote_code or None,
-        },
-        calibrate={"data": calibrate, "samples": samples, "tokens": tokens, "split_at": split_at},
-        pins=pins,
-        schemes=schemes,
-        texts={"max_tokens": max_tokens, "document_tokens": document_tokens, "seed": seed},
-        asking={"limit": limit, "shots": shots, "chat_template": chat_template or None,
-                "run_code": run_code or None},
-        rest={
-            "minimise": minimize, "sense": sense, "estimator": estimator,
-            "estimator_options": options["estimator"], "costs": costs,
-            "granularity": granularity, "also": tuple(also.split(",")) if also else (),
-            "allocator": allocator, "allocator_options": options["allocator"], "rounds": rounds,
-            "any_engine": any_engine, "split_at": split_at, "price_per_hour": price_per_hour,
-            "data": data or None, "sense_data": sense_data or None,
-        },
-    )  # fmt: skip
+    how = {
+        "quantizer": quantizer, "options": options["quantizer"],
+        "schemes": names(schemes), "pin": pins, "minimize": minimize, "costs": costs,
+        "price_per_hour": price_per_hour, "sense": sense, "estimator": estimator,
+        "estimator_options": options["estimator"], "granularity": granularity,
+        "also": names(also), "allocator": allocator, "allocator_options": options["allocator"],
+        "sense_data": sense_data, "data": data, "split_at": split_at, "max_tokens": max_tokens,
+        "document_tokens": document_tokens, "limit": limit, "shots": shots,
+        "chat_template": chat_template, "run_code": run_code, "rounds": rounds,
+    }  # fmt: skip
+    observed = {"data": calibrate, "samples": samples, "tokens": tokens, "split_at": split_at}
+    asked = {
+        "model": model, "budget": budget, "seed": seed, "trust_remote_code": trust_remote_code,
+        "engine": "any" if any_engine else "vllm", "calibrate": given(observed), "plan": given(how),
+    }  # fmt: skip
+    wish = wish_of(parse_recipe(asked, "options"))
     console = Console(stderr=True)
     with progress_on(console, quiet=quiet) as progress:
         planned = plan(wish, output, work=work, threads=threads, progress=progress)
@@ -160,44 +155,9 @@ def plan_command(
         show_plan(planned, Console(highlight=False))
 
 
-def wish_from(
-    model: str,
-    budget: str,
-    *,
-    ingredients: dict[str, Any],
-    calibrate: dict[str, Any],
-    pins: list[str] | None,
-    schemes: str | None,
-    texts: dict[str, Any],
-    asking: dict[str, Any],
-    rest: dict[str, Any],
-):
-    """The wish that options spell; what is None keeps its default."""
-    from pennyweight.evaluate import Settings
-    from pennyweight.pipeline.recipe import Calibrate, check_calibration
-    from pennyweight.pipeline.tasks import TaskSettings
-    from pennyweight.study.bank import Ingredients
-    from pennyweight.study.planning.budget import parse_budget
-    from pennyweight.study.planning.pins import parse_pin
-    from pennyweight.study.planning.wish import Wish
-
-    chosen = Calibrate(**given(calibrate))
-    check_calibration(chosen, ingredients.get("seed") or 0, "options")
-    return Wish(
-        ingredients=Ingredients(model=model, calibrate=chosen, **given(ingredients)),
-        budget=parse_budget(budget),
-        pins=tuple(parse_pin(pin) for pin in pins or []),
-        schemes=tuple(s.strip() for s in (schemes or "").split(",") if s.strip()),
-        settings=Settings(**texts),
-        asking=TaskSettings(tasks=(), **given(asking)),
-        **given(rest),
-    )
-
-
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Those that were given; lists of the command line as the tuples that dataclasses hold."""
-    as_tuple = lambda value: tuple(value) if isinstance(value, list) else value
-    return {key: as_tuple(value) for key, value in options.items() if value is not None}
+    """Those that were given; the rest keeps its default."""
+    return {key: value for key, value in options.items() if value not in (None, [], ())}
 
 
 def show_plan(planned: "Planned", console: Console) -> None:

@@ -21,6 +21,7 @@ from pennyweight.cli.options import (
     Threads,
     Tokens,
     TrustRemoteCode,
+    names,
     sense_options,
 )
 
@@ -98,8 +99,7 @@ def sense_command(
     The loss is the mean KL divergence from the untouched model, in nats a token. Interrupted at any
     moment, the same command continues.
     """
-    from pennyweight.cli.progress import Bar
-    from pennyweight.core import Progress
+    from pennyweight.cli.progress import progress_on
     from pennyweight.evaluate import Settings
     from pennyweight.pipeline.recipe import Calibrate
     from pennyweight.study.bank import Ingredients
@@ -118,10 +118,10 @@ def sense_command(
             seed=seed,
             trust_remote_code=trust_remote_code,
         ),
-        schemes=_names(schemes),
+        schemes=names(schemes),
         granularity=granularity.value,
-        also=_names(also),
-        operands=_names(operands),
+        also=names(also),
+        operands=names(operands),
         estimator=estimator,
         options=options["estimator"],
         data=tuple(data or TEXT),
@@ -130,8 +130,8 @@ def sense_command(
             context=context, max_tokens=max_tokens, document_tokens=document_tokens, seed=seed
         ),
     )
-    progress = Progress() if quiet else Bar(Console(stderr=True))
-    with engine_of(engine, address, workers) as made:
+    bar = progress_on(Console(stderr=True), quiet=quiet)
+    with engine_of(engine, address, workers) as made, bar as progress:
         table, comparison = sense(
             request, Places(output=output, bank=bank, records=records, keep_work=keep_work),
             compared=compare, engine=made, threads=threads, progress=progress,
@@ -141,10 +141,6 @@ def sense_command(
         typer.echo(json.dumps(found, indent=2))
     else:
         _show(table, comparison, Console())
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _show(table: "Sensitivity", comparison: "Comparison | None", console: Console) -> None:

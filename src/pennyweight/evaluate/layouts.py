@@ -14,13 +14,17 @@ from typing import Any
 
 from pennyweight.evaluate.task_files import Item, TaskFile
 
+REVISION = 2
+"""Of how items are asked and scored; raised with every change, so that no stored score of an
+earlier one is taken for a new one."""
+
 DESCRIPTIONS: Mapping[str, str] = {
     "code": "the prompt; what follows runs against the tests",
     "choices": "the query, with '\\nAnswer:' after a 'Question:'; choices scored after a space",
     "contexts": "the continuation, scored after each context and a space",
     "minimal_pair": "both sentences scored from the start",
     "answer": "'Question: ...\\nAnswer:', generated to the end of the line or the next question",
-    "continuation": "the last words scored after the context and a space; right if greedy",
+    "continuation": "the last words scored after the context and white space; right if greedy",
 }
 
 NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
@@ -59,6 +63,11 @@ def _question(item: Item) -> str:
     return f"{query}\nAnswer:" if query.startswith("Question:") else query
 
 
+def _continued(item: Item) -> str:
+    """After a space, or after the white space that the context ends in."""
+    return item["continuation"] if item["context"][-1:].isspace() else f" {item['continuation']}"
+
+
 CONFIGS: Mapping[str, dict[str, Any]] = {
     "choices": {
         "output_type": "multiple_choice",
@@ -70,7 +79,7 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     "contexts": {
         "output_type": "multiple_choice",
         "doc_to_text": lambda item: item["gold"],
-        "doc_to_choice": lambda item: item["context_options"],
+        "doc_to_choice": lambda item: [option.rstrip() for option in item["context_options"]],
         "doc_to_target": lambda item: item["continuation"],
         "metric_list": _means("acc"),
     },
@@ -85,7 +94,7 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
     "continuation": {
         "output_type": "loglikelihood",
         "doc_to_text": lambda item: item["context"],
-        "doc_to_target": lambda item: f" {item['continuation']}",
+        "doc_to_target": _continued,
         "target_delimiter": "",
         "metric_list": _means("acc"),
     },

@@ -88,19 +88,28 @@ class Planning:
     same options."""
 
     quantizer: str = "gptq"
+    options: Mapping[str, Any] = field(default_factory=dict)  # fields of the quantizer
     schemes: tuple[str, ...] = ()  # to choose from; the usual ones if none
     pin: tuple[str, ...] = ()  # PATTERN=SCHEME
     minimize: str = "size"
     costs: str | None = None  # a file of measured costs
+    price_per_hour: float | None = None  # makes the seconds of that file money
     sense: str | None = None  # a table of `pennyweight sense`
     estimator: str = "direct"
+    estimator_options: Mapping[str, Any] = field(default_factory=dict)
     granularity: str = "fused"
+    also: tuple[str, ...] = ()  # units beside the linears of blocks
     allocator: str = "exact"
+    allocator_options: Mapping[str, Any] = field(default_factory=dict)
     sense_data: tuple[str, ...] = ("stdlib",)
     data: tuple[str, ...] = ("stdlib-heldout",)  # other text, on which candidates are measured
     split_at: str | None = None
     max_tokens: int = 16384
     document_tokens: int = 512
+    limit: int | None = None  # items of each task of the budget
+    shots: int | None = None  # examples before a question of theirs; as the task says if not given
+    chat_template: bool = False  # of tasks
+    run_code: bool = False  # of tasks: what the model wrote, in a sandbox
     rounds: int = 6
 
 

@@ -18,7 +18,7 @@ from pennyweight.core import Progress
 from pennyweight.core.errors import DataError, UnsupportedError
 from pennyweight.core.record import Record, record_key
 from pennyweight.evaluate.evaluation import plain
-from pennyweight.evaluate.layouts import DESCRIPTIONS, task_config
+from pennyweight.evaluate.layouts import DESCRIPTIONS, REVISION, task_config
 from pennyweight.evaluate.outcomes import TaskScores
 from pennyweight.evaluate.recovery import (
     Average,
@@ -243,6 +243,7 @@ class _Session:
         file = self.files.get(name)
         return self._setting(run, model) | {
             "task": name,
+            "revision": REVISION,
             "questions": file.digest if file else f"lm-eval {version('lm-eval')}",
         }
 

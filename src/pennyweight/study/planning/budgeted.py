@@ -11,6 +11,7 @@ from pennyweight.evaluate import Settings
 from pennyweight.pipeline.quantize import Result
 from pennyweight.pipeline.quantize import quantize as carry_out
 from pennyweight.pipeline.recipe import Recipe
+from pennyweight.pipeline.tasks import TaskSettings
 from pennyweight.study.bank import Ingredients
 from pennyweight.study.planning.budget import parse_budget
 from pennyweight.study.planning.pins import parse_pin
@@ -69,18 +70,25 @@ def wish_of(recipe: Recipe) -> Wish:
             )
     return Wish(
         ingredients=Ingredients(
-            model=recipe.model, quantizer=how.quantizer, calibrate=recipe.calibrate,
-            seed=recipe.seed, trust_remote_code=recipe.trust_remote_code,
+            model=recipe.model, quantizer=how.quantizer, options=how.options,
+            calibrate=recipe.calibrate, seed=recipe.seed,
+            trust_remote_code=recipe.trust_remote_code,
         ),
         budget=parse_budget(recipe.budget),
         minimise=how.minimize, schemes=how.schemes,
         pins=tuple(parse_pin(pin) for pin in how.pin),
         sense=None if how.sense is None else Path(how.sense),
-        costs=None if how.costs is None else Path(how.costs),
-        granularity=how.granularity, estimator=how.estimator, allocator=how.allocator,
+        costs=None if how.costs is None else Path(how.costs), price_per_hour=how.price_per_hour,
+        granularity=how.granularity, also=how.also,
+        estimator=how.estimator, estimator_options=how.estimator_options,
+        allocator=how.allocator, allocator_options=how.allocator_options,
         sense_data=how.sense_data, data=how.data, split_at=how.split_at,
         settings=Settings(
             max_tokens=how.max_tokens, document_tokens=how.document_tokens, seed=recipe.seed
+        ),
+        asking=TaskSettings(
+            tasks=(), limit=how.limit, shots=how.shots, chat_template=how.chat_template,
+            run_code=how.run_code,
         ),
         rounds=how.rounds, any_engine=recipe.engine == "any",
     )  # fmt: skip
