@@ -292,6 +292,37 @@ def test_a_real_processor_reads_a_real_image(tmp_path):
         quantize(recipe(path, file), tmp_path / "broken")
 
 
+def test_the_processor_of_qwen2_vl(models, tmp_path, monkeypatch):
+    """Its class wants a reader of videos too, which needs torchvision; images do not."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed (extra: vision)")
+    from transformers import ProcessorMixin, Qwen2VLProcessor
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    path, tokenizer = models("qwen2_vl"), byte_tokenizer()
+    marks = ["<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    assert tokenizer.convert_tokens_to_ids(marks[0]) == IMAGE
+    tokenizer.save_pretrained(path)
+    reader = Qwen2VLImageProcessorPil(
+        patch_size=4, merge_size=2, temporal_patch_size=2, min_pixels=64, max_pixels=400
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(ProcessorMixin, "check_argument_for_proper_class", lambda *_: None)
+        made = Qwen2VLProcessor(image_processor=reader, tokenizer=tokenizer, video_processor=None)
+    monkeypatch.setattr(processor, "load_processor", lambda path, trust: made)
+    lines = []
+    for number, size in enumerate([(16, 16), (20, 30), (16, 24)]):
+        image.new("RGB", size, (80 * number, 30, 90)).save(tmp_path / f"{number}.png")
+        text = f"<|vision_start|><|image_pad|><|vision_end|>{number} is red"
+        lines.append(json.dumps({"text": text, "image": f"{number}.png"}))
+    file = tmp_path / "pictures.jsonl"
+    file.write_text("\n".join(lines))
+    result = quantize(recipe(path, file), tmp_path / "out")
+    assert result.check.calibration["with_images"] == 3
+    seen = evaluate(result.path, against=str(path), data=[str(file)], settings=Settings(context=64))
+    assert 0 < seen.comparison.kl_nats.value < 1
+
+
 BAD_LINES = [
     (
         {"text": "a", "image": "none.png"},
