@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from pennyweight.core import FormatError, NumericalError, Serial, Stats
+from pennyweight.formats.corrections import pack_corrections
 from pennyweight.formats.rounding import round_to_nearest
 from pennyweight.formats.storage import pack, unpack
 from pennyweight.pipeline.solve import solve as whole
 from pennyweight.quantize import QUANTIZERS
+from pennyweight.quantize.base import Adds
 from pennyweight.quantize.qoq import QoQ
 from pennyweight.quantize.squeezellm import SqueezeLLM
 from tests.contracts.problems import output_loss, pairs, problem, reordered, takes, with_choice
@@ -165,3 +167,15 @@ def test_a_row_of_one_column_and_a_column_of_one_row(quantize):
 
 def test_it_says_where_it_comes_from(quantize):
     assert quantize.source and quantize.needs <= {field.name for field in fields(Stats)}
+
+
+@pytest.mark.parametrize(
+    "quantize", [name for name in QUANTIZERS if isinstance(QUANTIZERS[name](), Adds)], indirect=True
+)
+def test_what_it_adds_is_known_before(quantize):
+    """To the byte: `check` counts it."""
+    weight, stats = problem()
+    format = usual(quantize)
+    made = whole(quantize, weight, format, stats, Serial())
+    added = sum(part.nbytes for part in pack_corrections(made.corrections).values())
+    assert added == quantize.added_bytes(tuple(weight.shape), format) > 0

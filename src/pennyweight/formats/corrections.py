@@ -89,6 +89,8 @@ def unpack_sparse(stored: dict[str, Tensor], shape: tuple[int, int]) -> Sparse:
 
 def sparse_bytes(rows: int, cols: int, kept: int, item: int) -> int:
     """Bytes of `kept` weights of `item` bytes each in no particular pattern."""
+    if not kept:
+        return 0
     where = min(csr_bytes(rows, cols, kept), rows * packed_bytes(cols, 1))
     return kept * item + where
 

@@ -11,10 +11,13 @@ from typing import Any
 from pennyweight.core import FormatError
 from pennyweight.formats.compressed_tensors import parts
 from pennyweight.formats.storage import stored_bytes
+from pennyweight.observe.gradient import GRADIENT_FIELDS
 from pennyweight.pipeline.job import Job, prepare
+from pennyweight.pipeline.plan import Task
 from pennyweight.pipeline.recipe import Recipe
 from pennyweight.pipeline.servable import mixed_products, rare_bits
 from pennyweight.pipeline.survey import Site
+from pennyweight.quantize.base import Adds, Selects
 
 BASE_BYTES = 450 * 2**20  # Python, torch and transformers before any weight: measured, see LOG.md
 SOLVE_FLOPS = 20e9  # float32 operations a second of one core, conservative, for the time estimate
@@ -53,7 +56,7 @@ def check(recipe: Recipe, *, read_text: bool = True) -> CheckReport:
 def check_job(job: Job) -> CheckReport:
     tensors = job.survey.skeleton.checkpoint.tensors
     planned = [s for s in job.survey.quantizable.values() if s.tensor in job.plan.by_tensor]
-    stored = {site.tensor: _stored_bytes(job, site) for site in planned}
+    stored = {site.tensor: _stored_bytes(job, site) + _added_bytes(job, site) for site in planned}
     before = sum(info.size_bytes for info in tensors.values())
     after = before - sum(tensors[name].size_bytes for name in stored) + sum(stored.values())
     weights = sum(prod(site.shape) for site in planned)
@@ -88,6 +91,15 @@ def _stored_bytes(job: Job, site: Site) -> int:
     except FormatError:  # it will be stored in the packed layout
         return stored_bytes(scheme.weight, site.shape)
     return sum(prod(part.shape) * part.dtype.itemsize for part in found)
+
+
+def _added_bytes(job: Job, site: Site) -> int:
+    """What its quantizer keeps or adds besides codes, as far as that is known."""
+    task = job.plan.by_tensor[site.tensor]
+    quantizer = task.make()
+    if not isinstance(quantizer, Adds):
+        return 0
+    return quantizer.added_bytes(site.shape, job.plan.scheme(task).weight)
 
 
 def _peak(job: Job, planned: list[Site]) -> int:
@@ -152,7 +164,24 @@ def _time(job: Job, planned: list[Site]) -> float:
     inputs = {(s.block, s.shape[1], s.local.rpartition(".")[0]): s.shape[1] for s in planned}
     gram = sum(tokens * width**2 for width in inputs.values())
     solve = sum(s.shape[0] * s.shape[1] ** 2 for s in planned) + sum(w**3 for w in inputs.values())
-    return 5 + (forward / 2 + gram + solve) / (2 * SOLVE_FLOPS)
+    work = forward / 2 + gram + solve + forward / 2 * _more_passes(job, planned)
+    return 5 + work / (2 * SOLVE_FLOPS)
+
+
+def _more_passes(job: Job, planned: list[Site]) -> float:
+    """For gradients and for methods that learn, in forward passes over all samples; a pass back
+    takes two, and a pass forward before it that keeps what it needs one."""
+    data = job.plan.calibrate
+    assert data is not None, "both are calibrated"
+    needed = any(job.plan.needs(job.plan.by_tensor[s.tensor]) & GRADIENT_FIELDS for s in planned)
+    visits = (data.gradient_samples or data.samples) if needed else 0
+    visits += sum(each.make().visits(data.samples) for each in job.plan.trainings)
+    return 3 * visits / data.samples
+
+
+def _keeps_unknown(task: Task) -> bool:
+    quantizer = task.make()
+    return isinstance(quantizer, Selects) and not isinstance(quantizer, Adds)
 
 
 def _warnings(job: Job, kept: dict[str, str]):
@@ -164,6 +193,9 @@ def _warnings(job: Job, kept: dict[str, str]):
     if "not part of the model that transformers builds" in kept.values():
         names = [name for name, why in kept.items() if why.startswith("not part")]
         yield f"{len(names)} tensors are not part of the decoder and are carried over ({names[0]})"
+    unknown = {task.quantizer for task in tasks.values() if _keeps_unknown(task)}
+    for name in sorted(unknown):
+        yield f"{name}: how many weights it keeps is known afterwards; the sizes are without them"
     if job.calibration is not None and job.calibration.note:
         yield f"calibration: {job.calibration.note}"
     for warning in job.calibration.warnings if job.calibration else ():

@@ -89,6 +89,15 @@ class Finishes(Protocol):
 
 
 @runtime_checkable
+class Adds(Protocol):
+    """A quantizer that stores more than codes, and knows how much before it runs."""
+
+    def added_bytes(self, shape: tuple[int, int], format: Format) -> int:
+        """Of kept weights or factors, for a weight [out, in]."""
+        ...
+
+
+@runtime_checkable
 class Limited(Protocol):
     """A quantizer that is made for some formats only."""
 

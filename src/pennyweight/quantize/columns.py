@@ -7,7 +7,10 @@ from torch import Tensor
 
 from pennyweight.core import Format, Mapper, Quantized, Stats
 from pennyweight.quantize.gptq import GPTQ
-from pennyweight.saliency.select import keep_highest
+from pennyweight.quantize.kept import kept_dtype
+from pennyweight.saliency.select import count_of, keep_highest
+
+NUMBER_BYTES = 4  # of a column's number: an int32
 
 
 def keep_columns(
@@ -15,6 +18,11 @@ def keep_columns(
 ) -> Bool[Tensor, "out in"]:
     """The mask of the `share` of columns that score highest."""
     return keep_highest(score[None], share).expand(weight.shape)
+
+
+def column_bytes(shape: tuple[int, int], share: float, format: Format) -> int:
+    """Of that share of columns of a weight [out, in], and of their numbers."""
+    return count_of(share, shape[1]) * (shape[0] * kept_dtype(format).itemsize + NUMBER_BYTES)
 
 
 def prepare_columns(gptq: GPTQ, stats: Stats, workers: Mapper) -> None:

@@ -11,17 +11,19 @@ an expert that the calibration text does not reach then keeps its own share, by 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pennyweight.core import Format, Mapper, Quantized, RecipeError, Serial, Stats
+from pennyweight.formats.corrections import sparse_bytes
 from pennyweight.quantize.base import Limited, Prepares, Quantizer, quantizer
-from pennyweight.quantize.kept import round_around
+from pennyweight.quantize.kept import kept_dtype, round_around
 from pennyweight.quantize.nested import nested
 from pennyweight.saliency import SALIENCIES
-from pennyweight.saliency.select import WIDE, Scope, Share, Wide, keep_highest
+from pennyweight.saliency.select import WIDE, Scope, Share, Wide, count_of, keep_highest
 
 GRADIENTS = frozenset({"abs_gradient", "squared_gradient"})
 
@@ -67,6 +69,11 @@ class GWQ:
                 "recipe that is run as a whole can"
             )
         return keep_highest(self.score(weight, format, stats), self.share, self._own_scope)
+
+    def added_bytes(self, shape: tuple[int, int], format: Format) -> int:
+        """A scope wider than a tensor gives this tensor more or less, and the same to all."""
+        kept = count_of(self.share, prod(shape))
+        return sparse_bytes(*shape, kept, kept_dtype(format).itemsize)
 
     def score(
         self, weight: Float[Tensor, "out in"], format: Format, stats: Stats

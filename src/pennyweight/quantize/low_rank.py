@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from typing import Literal
 
 import torch
@@ -29,6 +30,7 @@ from pennyweight.core import (
 )
 from pennyweight.formats import GRIDS
 from pennyweight.formats.rounding import round_to_nearest
+from pennyweight.formats.storage import stored_bytes
 from pennyweight.quantize.kept import kept_dtype
 
 SPARE = 16  # directions sought beyond the rank: they decide how fast the others are found
@@ -78,20 +80,32 @@ def correct(
             f"a correction of rank {rank} for a weight of {rows} x {cols}; use rank 1 to "
             f"{min(rows, cols)}, or a rule for this tensor"
         )
-    if dtype == "auto":
-        named = str(kept_dtype(quantized.weight.format)).removeprefix("torch.")
-        assert named in ("float16", "bfloat16", "float32")
-        dtype = named
+    kind = factor_format(dtype, quantized.weight.format)
     left, right = factors(weight.float() - quantized.dequantize(), measure, rank, workers)
-    part = LowRank(left=stored(left, dtype), right=stored(right, dtype))
+    part = LowRank(left=stored(left, kind), right=stored(right, kind))
     return replace(quantized, corrections=(*quantized.corrections, part))
 
 
-def stored(factor: Float[Tensor, "rows cols"], dtype: Factors) -> Tensor | QTensor:
-    """In a float dtype, or in int8 with a float16 scale per row."""
-    if dtype != "int8":
-        return factor.to(getattr(torch, dtype))
-    return round_to_nearest(factor, Format(grid=GRIDS["int8"], scale=torch.float16))
+def factor_bytes(shape: tuple[int, int], rank: int, dtype: Factors, format: Format) -> int:
+    """Of both factors, for a weight of this shape in this format."""
+    kind = factor_format(dtype, format)
+    shapes = ((shape[0], rank), (rank, shape[1]))
+    if isinstance(kind, Format):
+        return sum(stored_bytes(kind, each) for each in shapes)
+    return sum(prod(each) * kind.itemsize for each in shapes)
+
+
+def factor_format(dtype: Factors, format: Format) -> torch.dtype | Format:
+    """What the factors of a weight in `format` are stored in: int8 has a float16 scale per row."""
+    if dtype == "auto":
+        return kept_dtype(format)
+    if dtype == "int8":
+        return Format(grid=GRIDS["int8"], scale=torch.float16)
+    return getattr(torch, dtype)
+
+
+def stored(factor: Float[Tensor, "rows cols"], kind: torch.dtype | Format) -> Tensor | QTensor:
+    return round_to_nearest(factor, kind) if isinstance(kind, Format) else factor.to(kind)
 
 
 def factors(

@@ -8,56 +8,26 @@ used here does not need, are left out. L2QER, with its factors in 8 bits, is `fa
 with a scale per row where the authors share exponents.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-from jaxtyping import Float
-from torch import Tensor
-
-from pennyweight.core import Format, Mapper, Quantized, Stats
-from pennyweight.quantize.base import Limited, Prepares, quantizer
-from pennyweight.quantize.low_rank import Factors, correct, diagonal
-from pennyweight.quantize.nested import nested
+from pennyweight.core import Mapper, Stats
+from pennyweight.quantize.base import quantizer
+from pennyweight.quantize.corrected import Corrected
+from pennyweight.quantize.low_rank import Measure, diagonal
 
 
-@quantizer("lqer")  # pyright: ignore[reportArgumentType]  # needs is a property
+@quantizer("lqer")
 @dataclass(frozen=True, kw_only=True)
-class LQER:
+class LQER(Corrected):
     """Low-rank correction weighted by mean |x| of each channel."""
 
-    rank: int = 32
-    base: str = "rtn"  # quantizer whose error is corrected
-    base_options: Mapping[str, Any] = field(default_factory=dict)
-    factors: Factors = "auto"  # dtype they are stored in; auto: the checkpoint's
     source: ClassVar[str] = "Zhang et al. 2024, arXiv:2402.02446"
 
     @property
-    def needs(self) -> frozenset[str]:
-        return nested(self.base, self.base_options).needs | {"abs_sum"}
+    def observed(self) -> frozenset[str]:
+        return frozenset({"abs_sum"})
 
-    def check_format(self, format: Format) -> None:
-        base = nested(self.base, self.base_options)
-        if isinstance(base, Limited):
-            base.check_format(format)
-
-    def prepare(self, stats: Stats, workers: Mapper) -> None:
-        base = nested(self.base, self.base_options)
-        if isinstance(base, Prepares):
-            base.prepare(stats, workers)
-
-    def __call__(self, weight: Float[Tensor, "out in"], format: Format, stats: Stats) -> Quantized:
-        return nested(self.base, self.base_options)(weight, format, stats)
-
-    def finish(
-        self,
-        weight: Float[Tensor, "out in"],
-        quantized: Quantized,
-        format: Format,
-        stats: Stats,
-        workers: Mapper,
-    ) -> Quantized:
-        """Raises FormatError if the weight has no such rank."""
+    def measure(self, stats: Stats, workers: Mapper) -> Measure:
         size = stats.require("abs_sum") / max(stats.tokens, 1)
-        measure = diagonal(size.double().square())
-        return correct(weight, quantized, measure, self.rank, self.factors, workers)
+        return diagonal(size.double().square())

@@ -13,7 +13,12 @@ from pennyweight.core import Format, Mapper, Quantized, Serial, Stats
 from pennyweight.formats.clipping import fractions, search_range
 from pennyweight.formats.rounding import round_to_nearest
 from pennyweight.quantize.base import quantizer
-from pennyweight.quantize.columns import keep_columns, prepare_columns, solve_around_columns
+from pennyweight.quantize.columns import (
+    column_bytes,
+    keep_columns,
+    prepare_columns,
+    solve_around_columns,
+)  # fmt: skip
 from pennyweight.quantize.gptq import GPTQ
 from pennyweight.saliency.select import Share
 
@@ -45,6 +50,9 @@ class OWQ:
         scale, zero_point = search_range(weight, format, fractions=trials)
         error = weight - round_to_nearest(weight, format, scale, zero_point).dequantize()
         return keep_columns(weight, diagonal * error.square_().sum(0), self.share)
+
+    def added_bytes(self, shape: tuple[int, int], format: Format) -> int:
+        return column_bytes(shape, self.share, format)
 
     def prepare(self, stats: Stats, workers: Mapper) -> None:
         prepare_columns(self._gptq, stats, workers)

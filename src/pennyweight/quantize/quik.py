@@ -11,7 +11,12 @@ from torch import Tensor
 
 from pennyweight.core import Format, Mapper, Quantized, Serial, Stats
 from pennyweight.quantize.base import quantizer
-from pennyweight.quantize.columns import keep_columns, prepare_columns, solve_around_columns
+from pennyweight.quantize.columns import (
+    column_bytes,
+    keep_columns,
+    prepare_columns,
+    solve_around_columns,
+)  # fmt: skip
 from pennyweight.quantize.gptq import GPTQ
 from pennyweight.saliency.select import Share
 
@@ -38,6 +43,9 @@ class QUIK:
         self, weight: Float[Tensor, "out in"], format: Format, stats: Stats, workers: Mapper
     ) -> Bool[Tensor, "out in"]:
         return keep_columns(weight, stats.require("absmax"), self.share)
+
+    def added_bytes(self, shape: tuple[int, int], format: Format) -> int:
+        return column_bytes(shape, self.share, format)
 
     def prepare(self, stats: Stats, workers: Mapper) -> None:
         prepare_columns(self._gptq, stats, workers)

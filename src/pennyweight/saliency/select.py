@@ -51,9 +51,9 @@ def cut(scores: Iterable[Float[Tensor, "_ _"]], share: float) -> Cutoff:
     twice and has to be the same both times. Raises NumericalError on NaN, RecipeError on a share
     outside 0 to 1.
     """
-    _count(share, 0)  # a wrong share is told before anything is read
+    count_of(share, 0)  # a wrong share is told before anything is read
     by_upper = _counts(scores, lambda keys: (keys >> HALF) + 2 ** (HALF - 1))
-    count = _count(share, int(by_upper.sum()))
+    count = count_of(share, int(by_upper.sum()))
     if count == 0:
         return Cutoff(float("inf"), 0)
     upper, count = _find(by_upper, count)
@@ -72,7 +72,7 @@ def keep_highest(
     """
     if scope == "tensor":
         return cut([score], share).keep(score)
-    count = _count(share, require_numbers(score).shape[1])
+    count = count_of(share, require_numbers(score).shape[1])
     if count == 0:
         return torch.zeros_like(score, dtype=torch.bool)
     value = score.kthvalue(score.shape[1] - count + 1, dim=1, keepdim=True).values
@@ -89,7 +89,8 @@ def require_numbers(score: Tensor) -> Tensor:
     return score
 
 
-def _count(share: float, of: int) -> int:
+def count_of(share: float, of: int) -> int:
+    """How many of so many are kept. Raises RecipeError on a share outside 0 to 1."""
     if not 0 <= share <= 1:
         raise RecipeError(f"share: expected 0 to 1, found {share}")
     return round(share * of)

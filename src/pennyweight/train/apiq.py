@@ -77,6 +77,9 @@ class ApiQ:
     target: Target = "original"  # output of the original model's block, or of it on same_input
     source: ClassVar[str] = "Liao et al. 2024, arXiv:2402.05147"
 
+    def visits(self, samples: int) -> int:
+        return self.epochs * samples
+
     @property
     def links(self) -> bool:
         return False

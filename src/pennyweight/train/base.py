@@ -115,6 +115,10 @@ class Trainer(Protocol):
         """Samples per step."""
         ...
 
+    def visits(self, samples: int) -> int:
+        """How often a sample is put through a block and back, at most, for so many samples."""
+        ...
+
     @property
     def target(self) -> Target: ...
 

@@ -37,6 +37,9 @@ class NormTweaking:
     target: Target = "original"  # output of the original model's block, or of it on same_input
     source: ClassVar[str] = "Li et al. 2023, arXiv:2309.02784"
 
+    def visits(self, samples: int) -> int:
+        return self.epochs * samples
+
     @property
     def links(self) -> bool:
         return False

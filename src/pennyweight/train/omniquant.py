@@ -51,6 +51,9 @@ class OmniQuant:
     target: Target = "original"  # output of the original model's block, or of it on same_input
     source: ClassVar[str] = "Shao et al. 2023, arXiv:2308.13137"
 
+    def visits(self, samples: int) -> int:
+        return self.epochs * samples
+
     @property
     def links(self) -> bool:
         return self.scale

@@ -143,6 +143,9 @@ class SignRound:
         """At most: a pass over the samples takes a step or more."""
         return self.steps
 
+    def visits(self, samples: int) -> int:
+        return self.steps * min(self.batch, samples)
+
     @property
     def links(self) -> bool:
         return False
