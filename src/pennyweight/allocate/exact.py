@@ -107,16 +107,17 @@ class _Picked:
 
 @contextmanager
 def _stdout_spared() -> Iterator[None]:
-    """HiGHS prints remarks on its own numerics to file descriptor 1, whatever it is told; they go
-    to 2 here, because standard output is for results."""
+    """HiGHS prints remarks on its own numerics to file descriptor 1, whatever it is told. They are
+    dropped: standard output is for results, and `Choice.gap` says how good the solution is."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(2, 1)
+        os.dup2(nowhere, 1)
         yield
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+        os.close(nowhere)
 
 
 def _contenders(problem: Problem, known: float) -> tuple[list[list[Option]], np.ndarray]:
