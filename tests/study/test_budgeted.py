@@ -11,6 +11,7 @@ from pennyweight.api import load_recipe
 from pennyweight.api import quantize as quantize_within
 from pennyweight.cli.main import app
 from pennyweight.core import RecipeError
+from pennyweight.pipeline.plan import load_plan
 from pennyweight.pipeline.quantize import quantize
 from pennyweight.pipeline.recipe import Planning, Recipe, parse_recipe
 from pennyweight.study.planning.budgeted import wish_of
@@ -56,11 +57,33 @@ def test_it_is_planned_and_carried_out(file, tmp_path):
     assert made.proof["size"]["bits_per_weight"] <= 7
 
 
+def test_candidates_are_transformed_and_trained_like_the_result(file, tmp_path):
+    more = """
+[[transform]]
+name = "awq"
+options = { steps = 2 }
+
+[[train]]
+name = "signround"
+options = { steps = 2 }
+"""
+    file.write_text(file.read_text() + more)
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["quantize", "--recipe", str(file), "-o", str(out), "-q"])
+    assert done.exit_code == 0, done.output
+    written = load_recipe(tmp_path / "out.plan" / "plan.toml")
+    assert written.transform == load_recipe(file).transform
+    assert written.train == load_recipe(file).train
+    facts = json.loads((tmp_path / "out.plan" / "plan.frontier.json").read_text())
+    assert (facts["transform"], facts["train"]) == (["awq"], ["signround"])
+    assert load_plan(out / "plan.json").digest == facts["candidates"][0]["measured"]["plan"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"rule": [{"scheme": "W8A16"}]}, "budget: a plan decides the schemes"),
-        ({"transform": [{"name": "awq"}]}, "budget: a plan decides the schemes"),
+        ({"train": [{"name": "signround", "options": {"step": 1}}]}, "train.0.*mean 'steps'"),
         ({"plan": {"scheme": ["W8A16"]}}, "plan: unknown key 'scheme'; did you mean 'schemes'"),
         ({"plan": {"rounds": "many"}}, "plan.rounds"),
         ({"budget": "", "plan": {"rounds": 2}}, "plan: says how to keep a budget"),

@@ -75,6 +75,14 @@ def plan_command(
         float | None, typer.Option(help="Of the machine: makes seconds the cost to minimize.")
     ] = None,
     quantizer: QuantizerName = None,
+    transform: Annotated[
+        list[str] | None,
+        typer.Option(help="Rewrite every candidate by it, as awq. Repeatable."),
+    ] = None,
+    train: Annotated[
+        list[str] | None,
+        typer.Option(help="Learn over the blocks of every candidate, as signround. Repeatable."),
+    ] = None,
     calibrate: CalibrateOn = None,
     samples: Samples = None,
     tokens: Tokens = None,
@@ -144,6 +152,8 @@ def plan_command(
     asked = {
         "model": model, "budget": budget, "seed": seed, "trust_remote_code": trust_remote_code,
         "engine": "any" if any_engine else "vllm", "calibrate": given(observed), "plan": given(how),
+        "transform": [{"name": name} for name in transform or []],
+        "train": [{"name": name} for name in train or []],
     }  # fmt: skip
     wish = wish_of(parse_recipe(asked, "options"))
     console = Console(stderr=True)

@@ -174,10 +174,10 @@ def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
 def _validate(recipe: Recipe, where: str) -> None:
     if not recipe.rule:
         raise RecipeError(f"{where}: rule: at least one rule is needed")
-    if recipe.budget and (recipe.rule != (Rule(),) or recipe.transform or recipe.train):
+    if recipe.budget and recipe.rule != (Rule(),):
         raise RecipeError(
-            f"{where}: budget: a plan decides the schemes; expected no rule, transform or train "
-            "beside it (plan.pin fixes the scheme of some tensors)"
+            f"{where}: budget: a plan decides the schemes; expected no rule beside it (plan.pin "
+            "fixes the scheme of some tensors)"
         )
     if recipe.plan != Planning() and not recipe.budget:
         raise RecipeError(f"{where}: plan: says how to keep a budget, and there is none; add one")

@@ -91,4 +91,5 @@ def wish_of(recipe: Recipe) -> Wish:
             run_code=how.run_code,
         ),
         rounds=how.rounds, any_engine=recipe.engine == "any",
+        transform=recipe.transform, train=recipe.train,
     )  # fmt: skip

@@ -33,7 +33,7 @@ from pennyweight.model.workers import start_workers
 from pennyweight.pipeline.engine import Run
 from pennyweight.pipeline.job import prepare
 from pennyweight.pipeline.quantize import quantize
-from pennyweight.pipeline.recipe import Recipe, Rule
+from pennyweight.pipeline.recipe import Recipe, Rewrite, Rule, Training
 from pennyweight.records import Clock, Store, provenance
 from pennyweight.study.bank import Ingredients
 from pennyweight.study.planning.budget import Budget
@@ -64,6 +64,8 @@ class Builder:
     threads: int | None
     progress: Progress
     exam: Exam | None = None
+    transform: tuple[Rewrite, ...] = ()
+    train: tuple[Training, ...] = ()
 
     def recipe(self, schemes: Assignment) -> Recipe:
         """One rule for each tensor, in the order in which they run."""
@@ -73,7 +75,10 @@ class Builder:
             for rule in [self._rule(schemes[unit.name])]
             for match in matches(unit, self.tensors)
         ]
-        return replace(self.ingredients.recipe(rules), engine=self.engine)
+        return replace(
+            self.ingredients.recipe(rules), engine=self.engine, transform=self.transform,
+            train=self.train,
+        )  # fmt: skip
 
     def _rule(self, scheme: str) -> Rule:
         return Rule(scheme=UNTOUCHED) if scheme == UNTOUCHED else self.ingredients.rule(scheme)

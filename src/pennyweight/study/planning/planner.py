@@ -132,6 +132,7 @@ class Planner:
             texts=texts, reference=reference, folder=work,
             store=Store.open(store), engine="any" if wish.any_engine else "vllm",
             threads=threads, progress=progress, exam=exam,
+            transform=wish.transform, train=wish.train,
         )  # fmt: skip
         noise = _noise(builder, wish.budget)
         table = known or sensed(wish, schemes, work, threads, progress)
@@ -277,7 +278,9 @@ class Planner:
                        "allowed": self.wish.budget.allowed, "unit": self.wish.budget.kind.unit},
             "minimise": self.costs.name, "cost_unit": self.costs.unit,
             "allocator": self.wish.allocator, "estimator": table.estimator,
-            "quantizer": table.quantizer, "seed": self.wish.ingredients.seed,
+            "quantizer": table.quantizer,
+            "transform": [each.name for each in self.wish.transform],
+            "train": [each.name for each in self.wish.train], "seed": self.wish.ingredients.seed,
             "noise_of_16_bits": self.noise, "correction": outcome.correction,
             "tight": outcome.tight, "chosen": outcome.candidates.index(best),
             "sense_data": table.data, "data": best.measured.data, "tokens": best.measured.tokens,

@@ -10,6 +10,7 @@ from typing import Any
 from pennyweight.core import DataError, Progress, RecipeError
 from pennyweight.evaluate import Settings
 from pennyweight.formats.schemes import UNTOUCHED
+from pennyweight.pipeline.recipe import Rewrite, Training
 from pennyweight.pipeline.servable import unservable_scheme
 from pennyweight.pipeline.survey import Survey
 from pennyweight.pipeline.tasks import TaskSettings
@@ -67,6 +68,9 @@ class Wish:
     asking: TaskSettings = NO_TASKS  # how the tasks of the budget are put
     rounds: int = 6
     any_engine: bool = False
+    # Of every candidate; units are sensed without them.
+    transform: tuple[Rewrite, ...] = ()
+    train: tuple[Training, ...] = ()
 
 
 def costs_of(wish: Wish, shapes: Mapping[str, tuple[int, int]]) -> Costs:
