@@ -13,15 +13,14 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from methods import Protocol, show
-from peers_table import HALF_DIGIT, Peer, group_of, write_tokens
+from peers_table import HALF_DIGIT, Peer, built, group_of, trained, write_tokens
 from side_by_side import markdown, row
 
-from pennyweight.api import Calibrate, Recipe, Settings, Wish, plan, quantize
-from pennyweight.pipeline.recipe import Rule, Training
+from pennyweight.api import Calibrate, Recipe, Settings, Wish, plan
+from pennyweight.pipeline.recipe import Rule
 from pennyweight.study.bank import Ingredients
 from pennyweight.study.planning.budget import Budget
 
@@ -58,21 +57,6 @@ def planned_recipe(model: str, bits: float, protocol: Protocol, work: Path) -> R
         settings=Settings(max_tokens=8192, document_tokens=512),
     )  # fmt: skip
     return plan(wish, work / f"{bits}.toml", work=work / "work").recipe
-
-
-def trained(recipe: Recipe) -> Recipe:
-    rules = tuple(replace(rule, quantizer="rtn", options={}) for rule in recipe.rule)
-    return replace(recipe, rule=rules, train=(Training(name="signround"),))
-
-
-def built(recipe: Recipe, protocol: Protocol) -> tuple[float, list[str]]:
-    """Bits a weight as stored, and the scores."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = quantize(recipe, Path(folder) / "out")
-        scores = protocol.scores(result.path, recipe.model)
-    assert scores.comparison is not None
-    bits = result.proof["size"]["bits_per_weight"]
-    return bits, [show(scores.perplexity), show(scores.comparison.kl_nats)]
 
 
 def compared(model: str, target: float, protocol: Protocol, folder: Path) -> Iterator[list[str]]:

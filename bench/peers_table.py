@@ -6,7 +6,8 @@
 Each peer runs in its own environment (`make peers`), at its defaults, on our calibration token ids
 and decodes its own weights; one evaluator judges all. Bits are those of everything stored for the
 quantized linears. Peers that take no data ignore it. Of ours, beside uniform schemes, the plan of
-the least loss with as many bits as uniform GPTQ takes, searched on the calibration text alone.
+the least loss with as many bits as uniform GPTQ takes, searched on the calibration text alone, by
+GPTQ and with the same schemes by SignRound.
 """
 
 import argparse
@@ -16,16 +17,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from methods import ENTRIES, Protocol, lines, show, widths_of
 from side_by_side import ROOT, last_json, markdown, row
 
-from pennyweight.api import Calibrate, Settings, Wish, plan, quantize
+from pennyweight.api import Calibrate, Recipe, Settings, Wish, plan, quantize
 from pennyweight.model.load import load_tokenizer
 from pennyweight.model.resolve import resolve_model
 from pennyweight.model.text import calibration_samples
+from pennyweight.pipeline.recipe import Training
 from pennyweight.study.bank import Ingredients
 from pennyweight.study.planning.budget import Budget
 
@@ -109,7 +111,7 @@ def schemes_for(model: str) -> tuple[str, ...]:
     return (*found, "W3A16_g32_asym", "W4A16_g32_asym", "W8A16_asym")
 
 
-def planned_line(model: str, bits: float, protocol: Protocol, work: Path) -> list[str]:
+def planned_recipe(model: str, bits: float, protocol: Protocol, work: Path) -> Recipe:
     """work: what was measured for one width serves the next."""
     calibrate = Calibrate(
         data=(protocol.calibrate,), samples=protocol.samples, tokens=protocol.tokens,
@@ -121,14 +123,33 @@ def planned_line(model: str, bits: float, protocol: Protocol, work: Path) -> lis
         sense_data=(protocol.calibrate,), data=(protocol.evaluate,), split_at=protocol.split_at,
         settings=Settings(max_tokens=8192, document_tokens=512),
     )  # fmt: skip
-    planned = plan(wish, work / f"{bits}.toml", work=work / "work")
+    return plan(wish, work / f"{bits}.toml", work=work / "work").recipe
+
+
+def trained(recipe: Recipe) -> Recipe:
+    """The same schemes by SignRound."""
+    rules = tuple(replace(rule, quantizer="rtn", options={}) for rule in recipe.rule)
+    return replace(recipe, rule=rules, train=(Training(name="signround"),))
+
+
+def built(recipe: Recipe, protocol: Protocol) -> tuple[float, list[str]]:
+    """Bits a weight as stored; perplexity and KL."""
     with tempfile.TemporaryDirectory() as folder:
-        result = quantize(planned.recipe, Path(folder) / "out")
-        scores = protocol.scores(result.path, model)
+        result = quantize(recipe, Path(folder) / "out")
+        scores = protocol.scores(result.path, recipe.model)
     assert scores.comparison is not None
-    stored = f"{result.proof['size']['bits_per_weight']:.2f}"
-    return [Path(model).name, stored, "planned, GPTQ", "mixed", show(scores.perplexity),
-            show(scores.comparison.kl_nats)]  # fmt: skip
+    bits = result.proof["size"]["bits_per_weight"]
+    return bits, [show(scores.perplexity), show(scores.comparison.kl_nats)]
+
+
+def planned_lines(
+    model: str, bits: float, protocol: Protocol, work: Path, *, train: bool
+) -> Iterator[list[str]]:
+    recipe = planned_recipe(model, bits, protocol, work)
+    recipes = {"GPTQ": recipe} | ({"SignRound": trained(recipe)} if train else {})
+    for name, each in recipes.items():
+        stored, figures = built(each, protocol)
+        yield [Path(model).name, f"{stored:.2f}", f"planned, {name}", "mixed", *figures]
 
 
 def our_lines(
@@ -142,7 +163,8 @@ def our_lines(
         uniform += [float(line[1])] if line[2] == "GPTQ" else []
     with tempfile.TemporaryDirectory() as name:
         for stored in (*uniform, *more):
-            yield planned_line(model, stored + HALF_DIGIT, protocol, Path(name))
+            limit = stored + HALF_DIGIT
+            yield from planned_lines(model, limit, protocol, Path(name), train=stored in uniform)
 
 
 def group_of(model: str) -> int:
