@@ -1,14 +1,16 @@
-"""llama.cpp's mixed K-quants (Q4_K_M, Q3_K_M, Q2_K), without an importance matrix.
+"""llama.cpp's mixed K-quants (Q4_K_M, Q3_K_M, Q2_K), with an importance matrix.
 
 .venv-peers/llama_cpp/bin/python bench/peers/llama_cpp_k_quants.py MODEL DENSE --bits 4 \\
     --calibrate tokens.json
 
 K-quants want rows of a multiple of 256 weights; for others llama.cpp takes a type of 32 weights a
-block by itself, and the bits printed are those of what it took. Its Python package has no way to
-hand over an importance matrix. Rows are not permuted for its rotary embedding: the file is
-quantized and read back, never run, and every row is rounded by itself.
+block by itself, and the bits printed are those of what it took. The importance of a column is its
+mean squared input over the calibration tokens, as llama.cpp's own tool has it. Rows are not
+permuted for its rotary embedding: the file is quantized and read back, never run, and every row is
+rounded by itself.
 """
 
+import ctypes
 import json
 import tempfile
 from pathlib import Path
@@ -51,13 +53,44 @@ def write_plain(asked: Request, path: Path) -> None:
     writer.close()
 
 
+def importance(asked: Request) -> dict[str, np.ndarray]:
+    """Name of a tensor -> mean squared input of each column, float32."""
+    model, sums = asked.load(torch.float32), {}
+    short = names_of(model)
+    for name, linear in linears(model):
+        sums[short[name]] = torch.zeros(linear.in_features, dtype=torch.float64)
+
+        def add(_, inputs, into=sums[short[name]]):
+            into += inputs[0].double().square().sum((0, 1))
+
+        linear.register_forward_pre_hook(add)
+    with torch.inference_mode():
+        for ids in asked.batches:
+            model(ids)
+    count = sum(map(len, asked.tokens))
+    return {name: (total / count).float().numpy() for name, total in sums.items()}
+
+
+def as_array(found: dict[str, np.ndarray]) -> ctypes.Array:
+    """What `llama_model_quantize` takes: it ends with an entry that has no name, and points into
+    `found`."""
+    entries = (llama_cpp.llama_model_imatrix_data * (len(found) + 1))()
+    for entry, (name, values) in zip(entries, found.items(), strict=False):
+        entry.name, entry.size = name.encode(), values.size
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    return entries
+
+
 def main() -> None:
     asked = request(__doc__)
+    found = importance(asked)
+    imatrix = as_array(found)
     with tempfile.TemporaryDirectory() as folder:
         plain, quantized = Path(folder) / "plain.gguf", Path(folder) / "quantized.gguf"
         write_plain(asked, plain)
         params = llama_cpp.llama_model_quantize_default_params()
         params.ftype, params.nthread = TYPES[asked.bits], 1
+        params.imatrix = ctypes.cast(imatrix, ctypes.POINTER(llama_cpp.llama_model_imatrix_data))
         failed = llama_cpp.llama_model_quantize(
             str(plain).encode(), str(quantized).encode(), params
         )
