@@ -2,16 +2,17 @@
 
     python bench/planned.py [MODEL[=SENSE_TEXT:TEXT] ...] [--uniform W3A16_g128 W4A16_g128 ...]
         [--schemes W3A16_g128,...] [--granularity fused] [--estimator direct] [--set KEY=VALUE ...]
-        [--shares 1 0.96 0.92 0.88] [--sense-tokens 4096] [--split-at REGEX] [--keep FOLDER]
+        [--train signround] [--shares 1 0.96 0.92 0.88] [--sense-tokens 4096] [--split-at REGEX]
+        [--keep FOLDER]
 
 Units are sensed on one text; then for each uniform scheme the plans of the least predicted loss
 with 1, 0.96, ... of its bits a weight (all that is stored counted) are built like the uniform one,
-by the same quantizer on the same calibration text, and measured on the same text, which no search
-has seen. Where the loss of the plans, drawn against their bits (log KL, straight between two), is
-that of the uniform scheme are the bits at equal KL. Intervals are 95 %, of documents drawn
-anew, the same ones for both sides. A uniform scheme may be a list, as W3A16_g32,W3A16: each unit
-takes the first whose groups divide its rows. What the plans may use and the uniform schemes are of
-one kind unless the options say otherwise: both are in the heading.
+by the same quantizer (and trainer) on the same calibration text, and measured on the same text,
+which no search has seen. Where the loss of the plans, drawn against their bits (log KL, straight
+between two), is that of the uniform scheme are the bits at equal KL. Intervals are 95 %, of
+documents drawn anew, the same ones for both sides. A uniform scheme may be a list, as
+W3A16_g32,W3A16: each unit takes the first whose groups divide its rows. What the plans may use and
+the uniform schemes are of one kind unless the options say otherwise: both are in the heading.
 
 MODEL=SENSE_TEXT:TEXT takes calibration and sensitivities from the one file and measures on the
 other; without it these are stdlib and stdlib-heldout.
@@ -33,7 +34,7 @@ from pennyweight.evaluate import Settings, score_documents
 from pennyweight.model.load import load_model
 from pennyweight.model.workers import start_workers
 from pennyweight.pipeline.quantize import quantize
-from pennyweight.pipeline.recipe import Calibrate
+from pennyweight.pipeline.recipe import Calibrate, Training
 from pennyweight.study.bank import Ingredients
 from pennyweight.study.planning.budget import Budget
 from pennyweight.study.planning.planner import Planner
@@ -87,6 +88,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--estimator", default="direct")
     parser.add_argument("--set", dest="overrides", nargs="*", help="estimator.KEY=VALUE, as sense")
     parser.add_argument("--quantizer", default="gptq")
+    parser.add_argument("--train", nargs="*", default=[], help="trainers, of both sides")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--sense-tokens", type=int, default=4096)
     parser.add_argument("--max-tokens", type=int, default=16384)
@@ -112,6 +114,7 @@ def opened(asked: argparse.Namespace, model: str, files: list[str] | None, folde
         data=(files[1],) if files else ("stdlib-heldout",), split_at=asked.split_at,
         settings=Settings(max_tokens=asked.max_tokens, document_tokens=512),
         sense=folder / f"{asked.granularity}-{asked.estimator}.json",
+        train=tuple(Training(name=name) for name in asked.train),
     )  # fmt: skip
     request = Request(
         ingredients=wish.ingredients, schemes=wish.schemes, granularity=asked.granularity,
