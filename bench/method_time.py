@@ -1,6 +1,6 @@
 """What each method costs, as a multiple of round-to-nearest and of GPTQ in the same run.
 
-    python bench/method_time.py [--rows 2048 --cols 5632] [--rounds 3] [--only gptq,dgq]
+    python bench/method_time.py [--rows 2048 --cols 5632] [--rounds 3] [--only "GPTQ;DGQ"]
     python bench/method_time.py --model DIR [--samples 8 --tokens 256]
 
 One matrix: solving alone, on one core, from statistics that are there already; the values are
@@ -112,9 +112,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", help="labels, separated by commas")
+    parser.add_argument("--only", help="labels, separated by semicolons")
     args = parser.parse_args()
-    wanted = args.only.split(",") if args.only else []
+    wanted = args.only.split(";") if args.only else []
     entries = [e for e in (*ENTRIES, *MORE) if not wanted or e.label in wanted or e.label in BASES]
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -75,7 +75,7 @@ def _show(report) -> None:
             f"{report.parameters / 1e6:.4g} million, {report.quantized_share:.1%} quantized",
         ),
         ("schemes", schemes),
-        ("bits per weight", f"{report.bits_per_weight:.3f} all that is stored"),
+        ("bits per weight", f"{report.bits_per_weight:.3f} of everything that is stored"),
         ("peak memory", f"about {report.estimated_peak_bytes / 2**30:.1f} GiB"),
         ("disk", f"about {readable_bytes(report.estimated_disk_bytes)} while it runs"),
         ("time", f"about {_minutes(report.estimated_time_s)} on two cores"),
