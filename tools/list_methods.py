@@ -35,7 +35,7 @@ CHAPTERS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "Trainers": (
         "`[[train]]` with `name`, `options` and `match`. Learned over a whole block after its "
         "rules were carried out, and kept only where that lowers the error of the block's output "
-        "on every eighth calibration sample, which is not learned from.",
+        "on every eighth calibration sample, which with `held_out` is not learned from.",
         TRAINERS,
     ),
     "Saliencies": ('`saliency = "fisher"` among the options of `gwq`.', SALIENCIES),

@@ -179,9 +179,10 @@ def test_a_parameter_that_is_no_number_stops_too():
 
 def test_samples_are_held_out_and_the_others_seen_once_an_epoch():
     stage, _ = problem(samples=17)
-    assert stage.held_out == [7, 15] and len(stage.learned_from) == 15
+    assert stage.judged_by == [7, 15] and len(stage.learned_from) == 15
+    assert replace(stage, held_out=False).learned_from == list(range(17))
     stage, _ = problem(samples=2)
-    assert stage.held_out == [1] and stage.learned_from == [0]
+    assert stage.judged_by == [1] and stage.learned_from == [0]
     generator = torch.Generator().manual_seed(0)
     seen = list(batches([3, 5, 7, 9, 11], 2, generator))
     assert [len(batch) for batch in seen] == [2, 2, 1]

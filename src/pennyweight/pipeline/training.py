@@ -156,7 +156,7 @@ class Scene:
     links: list[tuple[Group, Feed]]
 
     def train(self, finished: list[Finished]) -> tuple[list[Finished], list[str]]:
-        """Learn, fold, quantize, and keep it if the error on held-out samples is lower."""
+        """Learn, fold, quantize, and keep it if the error on the judging samples is lower."""
         local = {one.tensor: self._local(one.tensor) for one in finished}
         meant = {
             local[one.tensor]: one for one in finished
@@ -167,6 +167,7 @@ class Scene:
         trainer, old = self.training.make(), dict(self.block.changes)
         given = self._given(meant)
         where = f"{given.name}: {self.training.name}"
+        seen = "held-out" if trainer.held_out else "output"
         with self._rehearsal({local[one.tensor]: one for one in finished}) as stage:
             start = stage.error()
             learning = trainer(given)
@@ -183,11 +184,11 @@ class Scene:
         if not error < start:
             self.block.changes = old
             return finished, [
-                f"{where}: left as it is, since the error on held-out samples would go from "
-                f"{start:.4g} to {error:.4g}"
+                f"{where}: left as it is, since the {seen} error would go from {start:.4g} to "
+                f"{error:.4g}"
             ]
         line = (
-            f"{where}: error on held-out samples {start:.4g} -> {error:.4g} "
+            f"{where}: {seen} error {start:.4g} -> {error:.4g} "
             f"(epoch {fitted.epoch} of {len(fitted.errors) - 1})"
         )
         return self._install(finished, made), [line]
@@ -242,7 +243,7 @@ class Scene:
             yield Stage(
                 name=self.block.prefix[:-1], index=self.block.index, module=module,
                 linears=linears, tape=tape, samples=before.samples, targets=targets,
-                workers=self.trainings.workers,
+                workers=self.trainings.workers, held_out=self.training.make().held_out,
             )  # fmt: skip
         finally:
             for name, original in originals.items():

@@ -71,6 +71,7 @@ class ApiQ:
     rank: int = 32  # the authors take 64 for models of billions of parameters
     epochs: int = 20
     batch: int = 1  # samples per step
+    held_out: bool = True  # the eighth of the samples that judges is not learned from
     clip_rate: float = 5e-3  # learning rate of the ranges
     part_rate: float = 5e-4  # of the factors
     decay: float = 0.1  # weight decay of all of them

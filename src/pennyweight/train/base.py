@@ -96,7 +96,7 @@ class Learning:
 class Trainer(Protocol):
     """Learns on the calibration samples of the run, block by block, after the rules of the block
     were carried out. The pipeline keeps what was learned only if it lowers the error of the block's
-    output on samples that were held out."""
+    output on every eighth of the samples."""
 
     source: ClassVar[str]  # where the method is described
 
@@ -117,6 +117,11 @@ class Trainer(Protocol):
 
     def visits(self, samples: int) -> int:
         """How often a sample is put through a block and back, at most, for so many samples."""
+        ...
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the samples that judge are kept out of learning."""
         ...
 
     @property

@@ -29,7 +29,7 @@ from pennyweight.train.straight import StraightLinear, Tape
 # Of Adam: far below the gradient of one group of a large model, which torch's 1e-8 is not; with it
 # the steps would depend on how many groups share the block's error.
 EPS = 1e-15
-HELD_OUT = 8  # every eighth sample is not learned from but decides what is kept
+JUDGES = 8  # every eighth sample decides what is kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,26 +44,28 @@ class Stage:
     samples: Sequence[Sample]  # whose hidden states enter the block
     targets: Sequence[Tensor]  # [1, tokens, hidden] each
     workers: Mapper
+    held_out: bool = True  # the samples that judge are not learned from
 
     @property
-    def held_out(self) -> list[int]:
+    def judged_by(self) -> list[int]:
         """Samples by which it is judged what was learned."""
-        step = min(HELD_OUT, len(self.samples))
+        step = min(JUDGES, len(self.samples))
         return list(range(step - 1, len(self.samples), step))
 
     @property
     def learned_from(self) -> list[int]:
-        return sorted(set(range(len(self.samples))) - set(self.held_out))
+        every = range(len(self.samples))
+        return sorted(set(every) - set(self.judged_by)) if self.held_out else list(every)
 
     def error(self) -> float:
-        """Squared error of the block's output on held-out samples, relative to its square."""
+        """Squared error of the block's output on the judging samples, relative to its square."""
 
         def one(index: int) -> tuple[float, float]:
             with torch.no_grad():
                 out, target = self.run(index), self.targets[index].float()
             return squared_error(out, target).item(), target.square().mean().item()
 
-        errors, squares = zip(*self.workers.map(one, self.held_out), strict=True)
+        errors, squares = zip(*self.workers.map(one, self.judged_by), strict=True)
         return sum(errors) / sum(squares)
 
     def run(self, index: int, hidden: Tensor | None = None) -> Float[Tensor, "1 tokens hidden"]:
@@ -86,7 +88,7 @@ def _as_float(nest: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """The parameters of the epoch with the least held-out error, and the errors of all epochs."""
+    """The parameters of the epoch with the least error, and the errors of all epochs."""
 
     values: dict[str, Tensor]
     errors: tuple[float, ...]  # of the start, then after each epoch
@@ -97,7 +99,7 @@ class Fitted:
 
 
 def fit(stage: Stage, learning: Learning, trainer: Trainer, seed: int) -> Fitted:
-    """Learn for so many epochs; what is kept is never worse on held-out samples than the start.
+    """Learn for so many epochs; what is kept is never worse on the judging samples than the start.
 
     Raises NumericalError that names block, epoch and step where the loss or a gradient is not
     finite.

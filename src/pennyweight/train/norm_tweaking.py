@@ -32,6 +32,7 @@ class NormTweaking:
     loss: Literal["channels", "output"] = "channels"  # the paper's, or squared error
     epochs: int = 1
     batch: int = 1  # samples per step
+    held_out: bool = True  # the eighth of the samples that judges is not learned from
     rate: float = 1e-3  # learning rate of the first block
     growth: float = 1.0  # of it from the first block to the last, in parts of `rate`
     target: Target = "original"  # output of the original model's block, or of it on same_input

@@ -46,6 +46,7 @@ class OmniQuant:
     scale: bool = False  # learn a scale per channel: for quantized activations
     epochs: int = 20  # the paper takes 40 for 2 bits
     batch: int = 1  # samples per step
+    held_out: bool = True  # the eighth of the samples that judges is not learned from
     clip_rate: float = 1e-2  # learning rate of the ranges
     scale_rate: float = 5e-3  # of the scales; the paper takes 1e-3 for W4A4
     target: Target = "original"  # output of the original model's block, or of it on same_input

@@ -15,8 +15,9 @@ gptq, rounded otherwise than to the nearest code is moved beside the boundary of
 has. With "nearest" it starts, as in the paper, from the original weights.
 
 What differs from the authors' code: float32 throughout; the best pass over the samples is kept, by
-the error on held-out samples, not the best step by that on its own batch, and nothing if that is
-worse than the start. Beside the block it needs three float32 numbers for each of its weights: what
+the error on every eighth of them, not the best step by that on its own batch, and nothing if that
+is worse than the start. These samples are learned from too: held out, they cost more than they save
+(LOG.md). Beside the block it needs three float32 numbers for each of its weights: what
 the offset is added to, the offset, and its gradient.
 """
 
@@ -132,6 +133,7 @@ class SignRound:
 
     steps: int = 200  # in all, however many samples there are
     batch: int = 8  # samples per step
+    held_out: bool = False  # the eighth of the samples that judges is not learned from
     rate: float = 1.0  # learning rate of the first step times `steps`; it falls to 0 linearly
     range_rate: float = 1.0  # likewise, of the ranges
     start: Literal["codes", "nearest"] = "codes"  # of the rule, or those nearest to the weights
