@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import dataclasses
 import inspect
 import io
 import sys
@@ -66,14 +65,6 @@ def entry(name: str, cls: type) -> str:
 
 def options(cls: type) -> Iterator[tuple[str, str, str]]:
     """Name, default and trailing comment of each field that a recipe can set."""
-    found = {}
-    for part in reversed([part for part in cls.__mro__ if dataclasses.is_dataclass(part)]):
-        found |= {name: (name, *rest) for name, *rest in own_options(part)}
-    yield from found.values()
-
-
-def own_options(cls: type) -> Iterator[tuple[str, str, str]]:
-    """Those that are not inherited."""
     source = inspect.cleandoc(inspect.getsource(cls))
     remarks = comments(source)
     body = ast.parse(source).body[0]
