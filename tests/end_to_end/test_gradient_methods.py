@@ -8,6 +8,7 @@ import torch
 from pennyweight.core import RecipeError, UnsupportedError
 from pennyweight.model import backward
 from pennyweight.pipeline import gradients
+from pennyweight.pipeline.check import check
 from pennyweight.pipeline.quantize import quantize
 from tests.end_to_end.models import build, contents, make_recipe, save, save_tokens
 
@@ -82,6 +83,12 @@ def test_only_so_many_samples_give_gradients(tmp_path, monkeypatch):
 
 def test_a_weight_that_a_transform_changed_has_no_gradient(tmp_path):
     source = save(build("llama"), tmp_path / "source")
-    recipe = make_recipe(source, save_tokens(tmp_path), GWQ, transform=[{"name": "smoothquant"}])
-    with pytest.raises(UnsupportedError, match=r"layers\.\d.*a transform changed it"):
+    data = save_tokens(tmp_path)
+    recipe = make_recipe(source, data, GWQ, transform=[{"name": "smoothquant"}])
+    with pytest.raises(UnsupportedError, match=r"transform\.0: .*gwq reads the gradient"):
+        check(recipe)
+    rest = {"scheme": "W2A16_g32", "quantizer": "rtn"}
+    awq = {"name": "awq", "match": "*.down_proj.*"}  # its scale goes into up_proj
+    recipe = make_recipe(source, data, GWQ | {"match": "*.up_proj.*"}, rest, transform=[awq])
+    with pytest.raises(UnsupportedError, match=r"up_proj.*a transform changed it"):
         quantize(recipe, tmp_path / "out", threads=2)

@@ -17,7 +17,7 @@ import torch
 from pydantic import ValidationError
 
 import pennyweight
-from pennyweight.core import FormatError, RecipeError, Scheme
+from pennyweight.core import FormatError, RecipeError, Scheme, UnsupportedError
 from pennyweight.core.fields import adapter, first_fault
 from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
 from pennyweight.observe.gradient import GRADIENT_FIELDS
@@ -135,6 +135,7 @@ def _validate(plan: Plan, where: str) -> None:
         wanted = plan.transforms or plan.trainings or plan.needs(task)
         if plan.calibrate is None and wanted:
             raise RecipeError(f"{where}: {task.tensor} is to be calibrated, but calibrate is null")
+    _check_transforms(plan, where)
     _check_trainings(plan, where)
 
 
@@ -163,10 +164,25 @@ def resolve_plan(recipe: Recipe, survey: Survey) -> Plan:
         tasks=tasks,
         versions={"pennyweight": pennyweight.__version__, "torch": torch.__version__},
     )
+    _check_transforms(plan, "recipe")
     _check_trainings(plan, "recipe")
     blockwise = bool(plan.transforms or plan.trainings)
     needs_data = blockwise or any(plan.needs(task) for task in tasks)
     return plan if needs_data else dataclasses.replace(plan, calibrate=None)
+
+
+def _check_transforms(plan: Plan, where: str) -> None:
+    """A transform may change what it matches, and gradients are taken before. What it changes
+    besides, the layer that feeds a match, is known on the block."""
+    for index, rewrite in enumerate(plan.transforms):
+        for task in plan.tasks:
+            matched = fnmatch.fnmatchcase(task.tensor, rewrite.match)
+            if matched and plan.needs(task) & GRADIENT_FIELDS:
+                raise UnsupportedError(
+                    f"{where}: transform.{index}: {task.tensor}: {task.quantizer} reads the "
+                    f"gradient of the weight as it was given, which {rewrite.name} may change; "
+                    "leave this tensor out of the transform's match"
+                )
 
 
 def _check_trainings(plan: Plan, where: str) -> None:
