@@ -1,12 +1,14 @@
-"""Progress on stderr: a bar on a terminal, a line per block elsewhere."""
+"""Progress on stderr: a bar on a terminal; elsewhere a line per block, or now and then."""
 
 import time
 from contextlib import AbstractContextManager, nullcontext
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from pennyweight.core.progress import Progress as Quiet
+
+EVERY_S = 10.0  # between two lines about measurements where there is no bar
 
 
 def progress_on(console: Console, *, quiet: bool) -> AbstractContextManager[Quiet]:
@@ -15,17 +17,19 @@ def progress_on(console: Console, *, quiet: bool) -> AbstractContextManager[Quie
 
 
 class Bar(Quiet):
-    """A bar over linears with block, linear, loss, ETA and peak memory."""
+    """A bar with ETA: over linears with block, loss and peak memory, or over measurements."""
 
     def __init__(self, console: Console) -> None:
-        self.console, self.blocks, self.peak = console, 0, 0
+        self.console, self.blocks = console, 0
+        self.task: TaskID | None = None
+        self.counting, self.told = False, 0.0
         self.bar = Progress(
-            TextColumn("block {task.fields[block]}"),
+            TextColumn("{task.fields[where]}"),
             BarColumn(bar_width=24),
             TextColumn("{task.completed}/{task.total}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[peak]}"),
-            TextColumn("{task.fields[name]}"),
+            TextColumn("{task.fields[name]}", markup=False),
             console=console,
             transient=True,
         )
@@ -43,15 +47,18 @@ class Bar(Quiet):
         if done:
             self.say(f"{done} of {blocks} blocks are finished from an earlier run")
         self.blocks, self.started = blocks, time.monotonic()
-        self.task = self.bar.add_task("", total=linears, block=f"{done}/{blocks}", name="", peak="")
-        self.losses: list[float] = []
+        self._show(linears, where=f"block {done}/{blocks}")
+        self.counting, self.losses = False, list[float]()
 
     def linear(self, *, block: int, name: str, loss: float, metric: str) -> None:
+        assert self.task is not None, "begun"
         self.losses.append(loss)
         text = f"{name.removesuffix('.weight')}  {metric} error {loss:.2%}"
-        self.bar.update(self.task, advance=1, name=text, block=f"{block + 1}/{self.blocks}")
+        where = f"block {block + 1}/{self.blocks}"
+        self.bar.update(self.task, advance=1, name=text, where=where)
 
     def block(self, *, index: int, peak_bytes: int) -> None:
+        assert self.task is not None, "begun"
         peak = f"{peak_bytes / 2**30:.2f} GiB"
         self.bar.update(self.task, peak=peak)
         if self.losses:
@@ -62,5 +69,24 @@ class Bar(Quiet):
             )
         self.losses = []
 
+    def measured(self, what: str, *, done: int, total: int) -> None:
+        if not self.counting:
+            self._show(total, where="measured")
+            self.counting, self.told = True, time.monotonic()
+        assert self.task is not None, "shown"
+        self.bar.update(self.task, completed=done, name=what)
+        if done == total:
+            self.counting = False
+        now = time.monotonic()
+        if not self.console.is_interactive and (done == total or now - self.told >= EVERY_S):
+            self.told = now
+            self.say(f"{done} of {total}: {what}")
+
+    def _show(self, total: int, where: str) -> None:
+        """A bar in the place of the one before."""
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+        self.task = self.bar.add_task("", total=total, where=where, name="", peak="")
+
     def say(self, message: str) -> None:
-        self.console.print(message, highlight=False, markup=False)
+        self.console.print(message, highlight=False, markup=False, soft_wrap=True)

@@ -14,5 +14,8 @@ class Progress:
     def block(self, *, index: int, peak_bytes: int) -> None:
         """Block `index` is a finished file."""
 
+    def measured(self, what: str, *, done: int, total: int) -> None:
+        """`done` of `total` measurements of one kind are made; `what` came out of the last."""
+
     def say(self, message: str) -> None:
         """A line that the user should see: a warning, a fallback taken, a phase that begins."""

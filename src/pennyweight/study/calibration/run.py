@@ -59,10 +59,8 @@ def run_study(
     for number, records in enumerate(engine.map(measure, missing), 1):
         store.add(records)
         cell = missing[number - 1][0]
-        progress.say(
-            f"{number} of {len(missing)}: {cell.method} on {cell.set}, {cell.samples} samples, "
-            f"seed {cell.seed}"
-        )
+        said = f"{cell.method} on {cell.set}, {cell.samples} samples, seed {cell.seed}"
+        progress.measured(said, done=number, total=len(missing))
     return len(missing)
 
 

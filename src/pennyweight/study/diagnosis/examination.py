@@ -70,7 +70,7 @@ class Examination:
         rest = self._restored(frozenset(part.name for part in pair.parts))
         say(f"KL {whole.kl_nats.value:.3g} nats; {len(pair.parts)} parts, each measured twice")
         shares = self._inputs_exact(), self._weights_exact()
-        found = [self._part(part) for part in pair.parts]
+        found = [self._part(part, n, len(pair.parts)) for n, part in enumerate(pair.parts, 1)]
         order = by_gain(whole.kl_nats.value, {p.name: p.only_restored.kl_nats.value for p in found})
         say("the smallest set whose restoration is enough")
         cure = smallest_cure(order, lambda names: self._value(self._restored(names)),
@@ -103,15 +103,14 @@ class Examination:
         """Of a rewritten model a part is all of a block."""
         return "blocks" if self.pair.rewritten else "linears"
 
-    def _part(self, part: Part) -> PartLoss:
+    def _part(self, part: Part, number: int, total: int) -> PartLoss:
         what = {"mix": "quantized only", "parts": self._tensors([part]), "as": self._kind}
         quantized = self.losses(self.pair.quantize_only([part]), what)
         restored = self._restored(frozenset([part.name]))
         names = dict.fromkeys(self.pair.numbers[t].name or "plain" for t in part.tensors)
-        self.progress.say(
-            f"{part.name}: alone {quantized.kl_nats.value:.3g}, all but it "
-            f"{restored.kl_nats.value:.3g} nats"
-        )
+        alone, rest = quantized.kl_nats.value, restored.kl_nats.value
+        said = f"{part.name}: alone {alone:.3g}, all but it {rest:.3g} nats"
+        self.progress.measured(said, done=number, total=total)
         return PartLoss(
             name=part.name, tensors=part.tensors, numbers=", ".join(names),
             only_quantized=quantized, only_restored=restored,

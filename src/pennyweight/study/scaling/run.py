@@ -42,7 +42,6 @@ from pennyweight.study.sensitivity.table import Loss, Sensitivity, UnitLoss, che
 from pennyweight.study.units import Unit, units
 
 METRICS = ("kl_nats", "perplexity_change_percent")
-EACH = 10  # results between two lines of progress
 
 
 def run_scaling(
@@ -137,8 +136,8 @@ class Searches:
         for number, outcome in enumerate(engine.map(measure, list(owners)), 1):
             found = owners[outcome.mix].values()
             self.store.add(r for trial in found for r in self._records(trial, outcome))
-            if number % EACH == 0 or number == len(owners):
-                self.progress.say(f"{outcome.mix.model}: {number} of {len(owners)} mixes measured")
+            said = f"{outcome.mix.model} in {outcome.mix.format}"
+            self.progress.measured(said, done=number, total=len(owners))
         return count
 
     def _records(self, trial: Trial, outcome: Outcome) -> Iterator[Record]:

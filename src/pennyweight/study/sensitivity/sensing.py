@@ -150,14 +150,15 @@ class Sensing:
         if todo:
             self.bench.progress.say(f"{name}: {len(todo)} estimates, {make.cost}")
         spent = Meter(self.bench)
-        for one in make(self.bench, todo) if todo else ():
+        for number, one in enumerate(make(self.bench, todo) if todo else (), 1):
             check_finite(one.value, name, one.unit.name, one.scheme)
             record = self._record(subjects[one.unit.name, one.scheme], one, spent.lap())
             if record.key not in known:
                 self.store.add([record])
                 known[record.key] = record
             if not make.together:  # those come all at once: nobody waits for the next
-                self.bench.progress.say(f"{one.unit.name} {one.scheme}: {one.value:.3g} nats")
+                found = f"{one.unit.name} {one.scheme}: {one.value:.3g} nats"
+                self.bench.progress.measured(found, done=number, total=len(todo))
         return [known[key] for key in keys.values()]
 
     def together(self, scheme: str) -> Record:
