@@ -16,9 +16,9 @@ has. With "nearest" it starts, as in the paper, from the original weights.
 
 What differs from the authors' code: float32 throughout; the best pass over the samples is kept, by
 the error on every eighth of them, not the best step by that on its own batch, and nothing if that
-is worse than the start. These samples are learned from too: held out, they cost more than they save
-(LOG.md). Beside the block it needs three float32 numbers for each of its weights: what
-the offset is added to, the offset, and its gradient.
+is worse than the start. As theirs do, these samples teach as well as judge; `held_out` keeps them
+apart. Beside the block it needs three float32 numbers for each of its weights: what the offset is
+added to, the offset, and its gradient.
 """
 
 from dataclasses import dataclass
