@@ -4,7 +4,9 @@
 
 Both score the same tokens of the held-out standard library, in float32, with windows of at most 512
 tokens that do not overlap. Ours begin with BOS, the harness's with the last token before (but the
-first), so the nats differ a little. Rounds alternate: a busy machine is busy for both.
+first), so the nats differ a little. Rounds alternate: a busy machine is busy for both. Threads are
+used as each tool does: ours scores a document on each, as `pennyweight eval`, the harness spreads
+every product over all.
 """
 
 import argparse
@@ -20,9 +22,9 @@ from pennyweight.evaluate import score_documents
 from pennyweight.model.load import load_model, load_tokenizer
 from pennyweight.model.text import Document, documents
 from pennyweight.model.tokens import tokenize
+from pennyweight.model.workers import start_workers
 
 CONTEXT = 512
-CHARACTERS = 8000  # of each document
 
 
 def main() -> None:
@@ -31,16 +33,16 @@ def main() -> None:
     )
     parser.add_argument("model", nargs="?", default="pylm")
     parser.add_argument("--documents", type=int, default=12)
+    parser.add_argument("--characters", type=int, default=8000, help="of each document")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8, help="of the harness; ours takes one")
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
     model, tokenizer = load_model(asked.model), load_tokenizer(asked.model)
     texts = [
-        Document(name=text.name, text=text.text[:CHARACTERS])
+        Document(name=text.name, text=text.text[: asked.characters])
         for text in documents("stdlib-heldout")[: asked.documents]
     ]
     tokens = [tokenize(text, tokenizer) for text in texts]
@@ -55,9 +57,12 @@ def main() -> None:
     count = sum(len(each.ids) - 1 for each in tokens)
 
     def ours() -> float:
-        return score_documents(model, tokens, context=CONTEXT).windows.nll.sum().item()
+        one = lambda text: score_documents(model, [text], context=CONTEXT).windows.nll.sum().item()
+        with start_workers(asked.threads) as workers:
+            return sum(workers.map(one, tokens))
 
     def theirs() -> float:
+        torch.set_num_threads(asked.threads)
         return -sum(harness.loglikelihood_rolling(requests, disable_tqdm=True))
 
     rates: dict[str, list[float]] = {"ours": [], "harness": []}
