@@ -130,7 +130,8 @@ class Checkpoint:
     def quant_method(self) -> str | None:
         """By which its files say they are quantized; None if they do not."""
         config = self.config.get("quantization_config")
-        return config.get("quant_method") if isinstance(config, dict) else None
+        found = config.get("quant_method") if isinstance(config, dict) else None
+        return found if isinstance(found, str) else None  # who refuses the rest says what it is
 
     @property
     def size_bytes(self) -> int:
