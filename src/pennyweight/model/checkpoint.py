@@ -131,7 +131,7 @@ class Checkpoint:
         """By which its files say they are quantized; None if they do not."""
         config = self.config.get("quantization_config")
         found = config.get("quant_method") if isinstance(config, dict) else None
-        return found if isinstance(found, str) else None  # who refuses the rest says what it is
+        return found if isinstance(found, str) else None
 
     @property
     def size_bytes(self) -> int:
