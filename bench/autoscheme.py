@@ -16,13 +16,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from methods import Protocol, show
-from peers_table import HALF_DIGIT, Peer, built, group_of, trained, write_tokens
+from peers_table import (
+    HALF_DIGIT,
+    Peer,
+    built,
+    group_of,
+    planned_recipe,
+    trained,
+    write_tokens,
+)  # fmt: skip
 from side_by_side import markdown, row
 
-from pennyweight.api import Calibrate, Recipe, Settings, Wish, plan
+from pennyweight.api import Recipe
 from pennyweight.pipeline.recipe import Rule
-from pennyweight.study.bank import Ingredients
-from pennyweight.study.planning.budget import Budget
 
 AUTO_SCHEME = Peer("AutoScheme", "auto_round", "auto_round_scheme.py")
 WIDTHS = (2, 3, 4, 5, 6, 8)
@@ -32,31 +38,13 @@ def scheme(bits: int, group: int) -> str:
     return f"W{bits}A16_g{group}_asym"
 
 
-def calibration(protocol: Protocol) -> Calibrate:
-    return Calibrate(
-        data=(protocol.calibrate,), samples=protocol.samples, tokens=protocol.tokens,
-        split_at=protocol.split_at,
-    )  # fmt: skip
-
-
 def chosen_recipe(model: str, choice: dict[str, int], protocol: Protocol) -> Recipe:
     """AutoScheme's choice, for our GPTQ."""
     group = group_of(model)
     rules = tuple(
         Rule(match=f"{name}.weight", scheme=scheme(bits, group)) for name, bits in choice.items()
     )
-    return Recipe(model=model, rule=rules, target="packed", calibrate=calibration(protocol))
-
-
-def planned_recipe(model: str, bits: float, protocol: Protocol, work: Path) -> Recipe:
-    wish = Wish(
-        ingredients=Ingredients(model=model, calibrate=calibration(protocol)),
-        budget=Budget(name="bits", limit=bits), granularity="matmul", any_engine=True,
-        schemes=tuple(scheme(width, group_of(model)) for width in WIDTHS),
-        sense_data=(protocol.calibrate,), data=(protocol.evaluate,), split_at=protocol.split_at,
-        settings=Settings(max_tokens=8192, document_tokens=512),
-    )  # fmt: skip
-    return plan(wish, work / f"{bits}.toml", work=work / "work").recipe
+    return Recipe(model=model, rule=rules, target="packed", calibrate=protocol.calibration)
 
 
 def compared(model: str, target: float, protocol: Protocol, folder: Path) -> Iterator[list[str]]:
@@ -71,7 +59,9 @@ def compared(model: str, target: float, protocol: Protocol, folder: Path) -> Ite
     theirs = chosen_recipe(model, json.loads((dense / "choice.json").read_text()), protocol)
     stored, figures = built(theirs, protocol)
     yield [f"{stored:.2f}", "AutoScheme", "our GPTQ", *figures]
-    ours = planned_recipe(model, stored + HALF_DIGIT, protocol, folder)
+    schemes = tuple(scheme(width, group_of(model)) for width in WIDTHS)
+    limit = stored + HALF_DIGIT
+    ours = planned_recipe(model, limit, schemes, protocol, folder, granularity="matmul")
     for recipe, by in ((ours, "our GPTQ"), (trained(ours), "our SignRound")):
         stored, figures = built(recipe, protocol)
         yield [f"{stored:.2f}", "our plan", by, *figures]
@@ -83,19 +73,11 @@ def main() -> None:
     )
     parser.add_argument("models", nargs="*", default=["pylm"])
     parser.add_argument("--bits", type=float, nargs="+", default=[3.25, 3.5, 4.5])
-    parser.add_argument("--calibrate", default="stdlib")
-    parser.add_argument("--evaluate", default="stdlib-heldout")
-    parser.add_argument("--split-at")
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--max-tokens", type=int, default=20_000)
+    Protocol.add_options(parser, max_tokens=20_000)
     args = parser.parse_args()
     if not AUTO_SCHEME.python.exists():
         raise SystemExit("run `make peers` first: auto_round is not there")
-    protocol = Protocol(
-        calibrate=args.calibrate, evaluate=args.evaluate, split_at=args.split_at,
-        samples=args.samples, tokens=args.tokens, max_tokens=args.max_tokens,
-    )  # fmt: skip
+    protocol = Protocol.of(args)
     print(markdown(["model", "bits", "chosen by", "quantized by", "perplexity", "KL, nats"]))
     for model in args.models:
         with tempfile.TemporaryDirectory() as folder:

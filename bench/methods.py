@@ -19,7 +19,7 @@ from typing import Any
 
 from side_by_side import markdown, row
 
-from pennyweight.api import PennyweightError, Recipe, Settings, evaluate, quantize
+from pennyweight.api import Calibrate, PennyweightError, Recipe, Settings, evaluate, quantize
 from pennyweight.model.checkpoint import Checkpoint
 from pennyweight.model.resolve import resolve_model
 from pennyweight.model.skeleton import Skeleton
@@ -76,6 +76,30 @@ class Protocol:
     samples: int
     tokens: int
     max_tokens: int
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Protocol":
+        """From the options that `add_options` adds."""
+        return cls(
+            calibrate=args.calibrate, evaluate=args.evaluate, split_at=args.split_at,
+            samples=args.samples, tokens=args.tokens, max_tokens=args.max_tokens,
+        )  # fmt: skip
+
+    @staticmethod
+    def add_options(parser: argparse.ArgumentParser, *, max_tokens: int) -> None:
+        parser.add_argument("--calibrate", default="stdlib")
+        parser.add_argument("--evaluate", default="stdlib-heldout")
+        parser.add_argument("--split-at")
+        parser.add_argument("--samples", type=int, default=32)
+        parser.add_argument("--tokens", type=int, default=512)
+        parser.add_argument("--max-tokens", type=int, default=max_tokens)
+
+    @property
+    def calibration(self) -> Calibrate:
+        return Calibrate(
+            data=(self.calibrate,), samples=self.samples, tokens=self.tokens,
+            split_at=self.split_at,
+        )  # fmt: skip
 
     def recipe(self, model: str, entry: Entry, bits: int, widths: dict[str, int]) -> Recipe:
         group = next(g for g in (128, 64, 32) if any(w % g == 0 for w in widths.values()))
@@ -143,19 +167,11 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["pylm"])
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
     parser.add_argument("--only", help="labels or quantizers, separated by commas")
-    parser.add_argument("--calibrate", default="stdlib")
-    parser.add_argument("--evaluate", default="stdlib-heldout")
-    parser.add_argument("--split-at")
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--max-tokens", type=int, default=20_000)
+    Protocol.add_options(parser, max_tokens=20_000)
     args = parser.parse_args()
     wanted = args.only.split(",") if args.only else []
     entries = [e for e in ENTRIES if not wanted or {e.label, e.quantizer} & set(wanted)]
-    protocol = Protocol(
-        calibrate=args.calibrate, evaluate=args.evaluate, split_at=args.split_at,
-        samples=args.samples, tokens=args.tokens, max_tokens=args.max_tokens,
-    )  # fmt: skip
+    protocol = Protocol.of(args)
     print(f"{args.samples} x {args.tokens} calibration tokens of {args.calibrate};", end=" ")
     print(f"{args.max_tokens} tokens of {args.evaluate}\n")
     print(markdown(["model", "bits", "method", "scheme", "perplexity", "KL, nats"]), flush=True)

@@ -23,7 +23,7 @@ from pathlib import Path
 from methods import ENTRIES, Protocol, lines, show, widths_of
 from side_by_side import ROOT, last_json, markdown, row
 
-from pennyweight.api import Calibrate, Recipe, Settings, Wish, plan, quantize
+from pennyweight.api import Recipe, Settings, Wish, plan, quantize
 from pennyweight.model.load import load_tokenizer
 from pennyweight.model.resolve import resolve_model
 from pennyweight.model.text import calibration_samples
@@ -111,15 +111,15 @@ def schemes_for(model: str) -> tuple[str, ...]:
     return (*found, "W3A16_g32_asym", "W4A16_g32_asym", "W8A16_asym")
 
 
-def planned_recipe(model: str, bits: float, protocol: Protocol, work: Path) -> Recipe:
+def planned_recipe(
+    model: str, bits: float, schemes: tuple[str, ...], protocol: Protocol, work: Path,
+    granularity: str = "fused",
+) -> Recipe:  # fmt: skip
     """work: what was measured for one width serves the next."""
-    calibrate = Calibrate(
-        data=(protocol.calibrate,), samples=protocol.samples, tokens=protocol.tokens,
-        split_at=protocol.split_at,
-    )  # fmt: skip
     wish = Wish(
-        ingredients=Ingredients(model=model, calibrate=calibrate),
-        budget=Budget(name="bits", limit=bits), schemes=schemes_for(model), any_engine=True,
+        ingredients=Ingredients(model=model, calibrate=protocol.calibration),
+        budget=Budget(name="bits", limit=bits), schemes=schemes, granularity=granularity,
+        any_engine=True,
         sense_data=(protocol.calibrate,), data=(protocol.evaluate,), split_at=protocol.split_at,
         settings=Settings(max_tokens=8192, document_tokens=512),
     )  # fmt: skip
@@ -145,7 +145,7 @@ def built(recipe: Recipe, protocol: Protocol) -> tuple[float, list[str]]:
 def planned_lines(
     model: str, bits: float, protocol: Protocol, work: Path, *, train: bool
 ) -> Iterator[list[str]]:
-    recipe = planned_recipe(model, bits, protocol, work)
+    recipe = planned_recipe(model, bits, schemes_for(model), protocol, work)
     recipes = {"GPTQ": recipe} | ({"SignRound": trained(recipe)} if train else {})
     for name, each in recipes.items():
         stored, figures = built(each, protocol)
@@ -183,21 +183,13 @@ def main() -> None:
         "--plan-bits", type=float, nargs="+", default=[], help="more bits to plan for: a peer's"
     )
     parser.add_argument("--peers-only", action="store_true", help="no rows of ours")
-    parser.add_argument("--calibrate", default="stdlib")
-    parser.add_argument("--evaluate", default="stdlib-heldout")
-    parser.add_argument("--split-at")
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--max-tokens", type=int, default=10_000)
+    Protocol.add_options(parser, max_tokens=10_000)
     args = parser.parse_args()
     peers = [p for p in PEERS if args.peers is None or p.environment in args.peers]
     missing = [p.environment for p in peers if not p.python.exists()]
     if missing:
         raise SystemExit(f"run `make peers` first: {', '.join(missing)} are not there")
-    protocol = Protocol(
-        calibrate=args.calibrate, evaluate=args.evaluate, split_at=args.split_at,
-        samples=args.samples, tokens=args.tokens, max_tokens=args.max_tokens,
-    )  # fmt: skip
+    protocol = Protocol.of(args)
     print(markdown(["model", "bits", "method", "scheme", "perplexity", "KL, nats"]), flush=True)
     for model in args.models:
         for line in (

@@ -236,14 +236,14 @@ class Scene:
             if name.rpartition(".")[0] not in finished
         }  # fmt: skip
         set_parameters(module, {name: value.float() for name, value in kept.items()})
-        before = self.before
-        same = self.training.make().target == "same_input"
+        before, trainer = self.before, self.training.make()
+        same = trainer.target == "same_input"
         targets = before.outputs if same else [sample.hidden for sample in before.originals]
         try:
             yield Stage(
                 name=self.block.prefix[:-1], index=self.block.index, module=module,
                 linears=linears, tape=tape, samples=before.samples, targets=targets,
-                workers=self.trainings.workers, held_out=self.training.make().held_out,
+                workers=self.trainings.workers, held_out=trainer.held_out,
             )  # fmt: skip
         finally:
             for name, original in originals.items():
