@@ -44,8 +44,8 @@ def opened(folder):
 
 @pytest.fixture(scope="module")
 def bank(tiny_llama, token_file, tmp_path_factory, workers):
-    given, folder = ingredients(tiny_llama, token_file), tmp_path_factory.mktemp("bank")
-    return Bank.make(given, (SCHEME, "MXINT4"), folder, workers, also=KINDS)
+    given = ingredients(tiny_llama, token_file, also=KINDS)
+    return Bank.make(given, (SCHEME, "MXINT4"), tmp_path_factory.mktemp("bank"), workers)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_an_embedding_is_rounded_to_nearest(trials, tiny_llama, bank):
 def test_a_tied_embedding_is_rounded_at_both_ends(save_tiny, token_file, workers, tmp_path):
     model = save_tiny(tie_word_embeddings=True, num_hidden_layers=1)
     tied = Bank.make(
-        ingredients(model, token_file), (SCHEME,), tmp_path, workers, also=["embeddings"]
+        ingredients(model, token_file, also=("embeddings",)), (SCHEME,), tmp_path, workers
     )
     swaps = Swaps.load(tied)
     swaps.put({EMBEDDING: SCHEME})
@@ -165,7 +165,7 @@ def test_a_tied_embedding_is_rounded_at_both_ends(save_tiny, token_file, workers
 def test_routers_are_units(save_tiny, token_file, workers, tmp_path):
     model = save_tiny("mixtral", num_local_experts=4, num_hidden_layers=1)
     mixture = Bank.make(
-        ingredients(model, token_file), ("W4A16_g32",), tmp_path, workers, also=["router"]
+        ingredients(model, token_file, also=("router",)), ("W4A16_g32",), tmp_path, workers
     )
     (name,) = mixture.beside
     assert "gate" in name and mixture.parameters(name) == 4 * 64
@@ -185,7 +185,7 @@ def test_every_family(family, token_file, workers, tmp_path):
     source = save(build(family), tmp_path / "model")
     for kind in OPERANDS:
         bank = Bank.make(
-            ingredients(source, token_file), (SCHEME,), tmp_path / "bank", workers, also=(kind,)
+            ingredients(source, token_file, also=(kind,)), (SCHEME,), tmp_path / "bank", workers
         )
         swaps = Swaps.load(bank)
         before = logits(swaps.model)

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from pennyweight.cli.engine import engine_of
@@ -10,6 +11,7 @@ from pennyweight.cli.main import app
 from pennyweight.records import Store
 from pennyweight.study.calibration.design import parse_study
 from pennyweight.study.calibration.run import run_study
+from pennyweight.study.sensitivity.estimators import ESTIMATORS
 from pennyweight.study.sensitivity.sense import Places, sense
 from tests.engines import Sent, said
 from tests.study.benches import request
@@ -31,11 +33,27 @@ def test_a_table_is_the_same_whoever_measured_it(tiny_llama, token_file, tmp_pat
     )  # fmt: skip
     engine = Sent()
     here, there = sensed(tmp_path / "here", asked), sensed(tmp_path / "there", asked, engine)
-    assert engine.count == 4  # 2 blocks, and the products of queries and keys in them
+    # The bank of a scheme; 2 blocks, and the products of queries and keys in them.
+    assert engine.count == 1 + 4
     assert here == there and len(here[1]) == 4
     assert sorted(path.name for path in (tmp_path / "there").iterdir()) == [
         "records.sqlite", "sense.json"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+def test_every_estimator_says_the_same_whoever_measured(
+    estimator, tiny_llama, token_file, tmp_path
+):
+    asked = request(
+        tiny_llama, token_file, schemes=("W3A16_g32", "W2A16_g32"), granularity="layer",
+        estimator=estimator, quantizer="gptq",
+    )  # fmt: skip
+    engine = Sent()
+    here, there = sensed(tmp_path / "here", asked), sensed(tmp_path / "there", asked, engine)
+    # 2 schemes quantized; 2 blocks in 2 schemes, without any, by noise, or all at once.
+    trials = {"direct": 4, "in_context": 6, "linearity": 2, "fisher": 2, "output_error": 2}
+    assert here == there and engine.count == 2 + trials[estimator]
 
 
 def calibration_study(model: Path, tokens: Path) -> dict:

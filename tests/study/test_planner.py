@@ -21,6 +21,7 @@ from pennyweight.study.planning.pins import parse_pin
 from pennyweight.study.planning.planner import plan
 from pennyweight.study.planning.wish import Wish
 from tests.conftest import save_tiny_model
+from tests.engines import Sent
 from tests.study.benches import ingredients
 
 SCHEMES = ("W4A16_g32", "W8A16_g32", "W16A16")
@@ -297,3 +298,13 @@ def test_a_table_of_other_options_of_the_quantizer(planned, wish, tmp_path):
     other = replace(wish.ingredients, quantizer="rtn", options={"range": "mse"})
     asked = known(wish, planned, ingredients=other)
     refused(asked, tmp_path, RecipeError, r"rtn \{\}, .* say the same with --set quantizer")
+
+
+def test_units_may_be_measured_elsewhere(planned, wish, tmp_path):
+    """By an engine: the same plan, and the same table."""
+    engine = Sent()
+    found = plan(wish, tmp_path / "plan.toml", engine=engine, threads=1)
+    there = tmp_path / "plan.toml.work" / "sense.json"
+    assert engine.count > len(found.table.units)  # each in two schemes, and two banks
+    assert there.read_bytes() == (planned.path.parent / "work" / "sense.json").read_bytes()
+    assert found.path.read_bytes() == planned.path.read_bytes()

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pennyweight.cli.engine import Address, EngineName, RayWorkers, engine_of
 from pennyweight.cli.options import (
     CalibrateOn,
     Model,
@@ -119,6 +120,9 @@ def plan_command(
         Path | None, typer.Option(help="Where an interrupted plan continues [OUTPUT.work].")
     ] = None,
     overrides: PlanOverrides = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    workers: RayWorkers = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     threads: Threads = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -129,7 +133,8 @@ def plan_command(
 
     Every candidate is built and measured on text that the search has not seen. OUTPUT is a recipe:
     `pennyweight quantize MODEL --recipe OUTPUT` carries it out. OUTPUT.work keeps what was
-    measured, so that an interrupted or repeated command continues there.
+    measured, so that an interrupted or repeated command continues there. A cluster measures the
+    units; candidates, one after another, are this process's.
     """
     from pennyweight.cli.progress import progress_on
     from pennyweight.evaluate import plain
@@ -157,8 +162,9 @@ def plan_command(
     }  # fmt: skip
     wish = wish_of(parse_recipe(asked, "options"))
     console = Console(stderr=True)
-    with progress_on(console, quiet=quiet) as progress:
-        planned = plan(wish, output, work=work, threads=threads, progress=progress)
+    bar = progress_on(console, quiet=quiet)
+    with engine_of(engine, address, workers) as made, bar as progress:
+        planned = plan(wish, output, work=work, engine=made, threads=threads, progress=progress)
     if as_json:
         typer.echo(json.dumps(plain(planned.facts), indent=1))
     else:

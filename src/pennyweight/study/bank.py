@@ -26,10 +26,11 @@ from pennyweight.core import FormatError, Progress, RecipeError
 from pennyweight.core.record import record_key
 from pennyweight.formats.schemes import UNTOUCHED, parse_scheme
 from pennyweight.model.checkpoint import Checkpoint
+from pennyweight.model.engine import Engine, threads_of
 from pennyweight.model.resolve import resolve_model
 from pennyweight.model.skeleton import Skeleton
 from pennyweight.model.text import Calibration
-from pennyweight.model.workers import Workers
+from pennyweight.model.workers import Workers, start_workers
 from pennyweight.model.writer import disk_errors
 from pennyweight.pipeline.job import with_text
 from pennyweight.pipeline.plan import Plan, head_fault, resolve_plan
@@ -48,6 +49,7 @@ class Ingredients:
     quantizer: str = "gptq"
     options: Mapping[str, Any] = field(default_factory=dict)
     calibrate: Calibrate = field(default_factory=Calibrate)
+    also: tuple[str, ...] = ()  # kinds of `study.beside` that are put together with the rest
     seed: int = 0
     trust_remote_code: bool = False
 
@@ -84,11 +86,12 @@ class Bank:
         folder: Path,
         workers: Workers,
         progress: Progress | None = None,
-        also: Sequence[str] = (),
+        engine: Engine | None = None,
     ) -> Bank:
         """The bank in `folder`, with whatever these schemes lack in it added.
 
-        also: kinds of `study.beside` that are to be put together with the rest.
+        engine: shares out the schemes; every process of it must see the folder and the model under
+        the same paths.
         Raises CheckpointError if the folder is of another model, quantizer or calibration text;
         FormatError for a scheme that no tensor can take; and all that quantizing raises.
         """
@@ -98,7 +101,7 @@ class Bank:
             raise RecipeError(f"expected schemes besides {UNTOUCHED}, such as W4A16_g128")
         path = resolve_model(ingredients.model)
         seen = survey(Skeleton.build(Checkpoint.open(path), ingredients.trust_remote_code))
-        others = beside_of(seen, also)
+        others = beside_of(seen, ingredients.also)
         head = seen.head if any(isinstance(each, Head) for each in others) else None
         missing = _missing(seen, names, head)
         plans, calibration = _plans(path, seen, ingredients, names, missing, head)
@@ -106,15 +109,28 @@ class Bank:
         bank = cls(folder, path, seen, ingredients, calibration, plans, missing, head, beside)
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        for scheme, plan in bank.plans.items():
-            bank._run(scheme, plan, workers, progress)
+        todo = [scheme for scheme in bank.plans if not bank._is_full(scheme)]
+        if engine is None or engine.is_local:
+            for scheme in todo:
+                bank._run(scheme, workers, progress)
+            return bank
+        fill = Fill(ingredients, folder, threads_of(engine, None))
+        for number, scheme in enumerate(engine.map(fill, todo), 1):
+            progress.measured(bank._told(scheme), done=number, total=len(todo))
         return bank
 
-    def _run(self, scheme: str, plan: Plan, workers: Workers, progress: Progress) -> None:
+    def _is_full(self, scheme: str) -> bool:
+        """Raises CheckpointError if what is there is of another plan."""
+        plan = self.plans[scheme]
         work = WorkDir.open(self._place(scheme), plan)
-        if all(work.is_done(index) for index in self.survey.steps(plan.by_tensor)):
-            return
-        progress.say(f"{scheme}: every linear by {self.ingredients.quantizer}")
+        return all(work.is_done(index) for index in self.survey.steps(plan.by_tensor))
+
+    def _told(self, scheme: str) -> str:
+        return f"{scheme}: every linear by {self.ingredients.quantizer}"
+
+    def _run(self, scheme: str, workers: Workers, progress: Progress) -> None:
+        plan, work = self.plans[scheme], self._work(scheme)
+        progress.say(self._told(scheme))
         rows = None
         if plan.calibrate is not None:
             assert self.calibration is not None, "read if any plan asks for it"
@@ -221,6 +237,20 @@ class Bank:
         task, site = self.plans[scheme].by_tensor[tensor], self.tensors[tensor]
         quantized, input_scale = self._work(scheme).load(site.block, tensor, task)
         return quantized.dequantize(), input_scale
+
+
+@dataclass(frozen=True)
+class Fill:
+    """Scheme -> the same, once it is in the bank. It can be sent to another process."""
+
+    ingredients: Ingredients
+    folder: Path
+    threads: int | None
+
+    def __call__(self, scheme: str) -> str:
+        with start_workers(self.threads) as workers:
+            Bank.make(self.ingredients, [scheme], self.folder, workers)
+        return scheme
 
 
 def _fault(other: Operands | Matrix, scheme: str) -> str | None:

@@ -15,6 +15,7 @@ from pennyweight.core import BudgetError, Progress, RecipeError
 from pennyweight.evaluate import plain
 from pennyweight.formats.schemes import UNTOUCHED
 from pennyweight.model.checkpoint import Checkpoint
+from pennyweight.model.engine import Engine
 from pennyweight.model.load import load_model
 from pennyweight.model.resolve import resolve_model
 from pennyweight.model.skeleton import Skeleton
@@ -67,12 +68,14 @@ def plan(
     output: Path,
     *,
     work: Path | None = None,
+    engine: Engine | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Planned:
     """Write the plan to `output` and all candidates to `<output>.frontier.json` beside it.
 
-    work: a folder that an interrupted call continues in, `<output>.work` unless given. Raises
+    work: a folder that an interrupted call continues in, `<output>.work` unless given. engine:
+    shares out the units that are measured one by one; candidates are built here. Raises
     BudgetError if nothing is inside the budget, the budget is inside the noise of 16 bits, or its
     tasks have too few items;
     RecipeError for pins, schemes and tables that cannot be; and what quantizing raises.
@@ -81,7 +84,7 @@ def plan(
     progress = progress or Progress()
     with disk_errors(work):
         work.mkdir(parents=True, exist_ok=True)
-    planner = Planner.open(wish, work, threads, progress)
+    planner = Planner.open(wish, work, threads, progress, engine)
     outcome = planner.search()
     best = planner.require(outcome)
     recipe = planner.builder.recipe(best.schemes)
@@ -112,7 +115,14 @@ class Planner:
     noise: float | None
 
     @classmethod
-    def open(cls, wish: Wish, work: Path, threads: int | None, progress: Progress) -> Planner:
+    def open(
+        cls,
+        wish: Wish,
+        work: Path,
+        threads: int | None,
+        progress: Progress,
+        engine: Engine | None = None,
+    ) -> Planner:
         """All that can be refused is refused before anything is measured."""
         allocator = make_from(ALLOCATORS, wish.allocator, wish.allocator_options, "--allocator")
         path = resolve_model(wish.ingredients.model)
@@ -135,7 +145,7 @@ class Planner:
             transform=wish.transform, train=wish.train,
         )  # fmt: skip
         noise = _noise(builder, wish.budget)
-        table = known or sensed(wish, schemes, work, threads, progress)
+        table = known or sensed(wish, schemes, work, threads, progress, engine)
         require_fresh(table, wish, texts.digest)
         table = restricted(table, {*schemes, *(pin.scheme for pin in wish.pins)})
         return cls(

@@ -10,6 +10,7 @@ from typing import Any
 from pennyweight.core import DataError, Progress, RecipeError
 from pennyweight.evaluate import Settings
 from pennyweight.formats.schemes import UNTOUCHED
+from pennyweight.model.engine import Engine
 from pennyweight.pipeline.recipe import Rewrite, Training
 from pennyweight.pipeline.servable import unservable_scheme
 from pennyweight.pipeline.survey import Survey
@@ -164,7 +165,12 @@ def _require_planned(kinds: Iterable[str], where: str) -> None:
 
 
 def sensed(
-    wish: Wish, schemes: tuple[str, ...], work: Path, threads: int | None, progress: Progress
+    wish: Wish,
+    schemes: tuple[str, ...],
+    work: Path,
+    threads: int | None,
+    progress: Progress,
+    engine: Engine | None = None,
 ) -> Sensitivity:
     wanted = tuple(dict.fromkeys((*schemes, *(pin.scheme for pin in wish.pins))))
     request = Request(
@@ -174,7 +180,7 @@ def sensed(
         settings=wish.settings,
     )  # fmt: skip
     places = Places(output=work / "sense.json", keep_work=True)
-    return sense(request, places, threads=threads, progress=progress)[0]
+    return sense(request, places, engine=engine, threads=threads, progress=progress)[0]
 
 
 def require_fresh(table: Sensitivity, wish: Wish, digest: str) -> None:

@@ -7,7 +7,7 @@ opened once by each process that measures, and exchanged when the next trial is 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,15 +88,18 @@ class Measure:
         self._open.close()
 
 
-def bank_of(study: ScalingStudy, model: str, work: Path, workers, progress=None) -> Bank:
+def bank_of(
+    study: ScalingStudy, model: str, work: Path, workers, progress=None, engine=None
+) -> Bank:
     """The bank of a model, filled where it is not yet. Its folder is named after what is in it, so
     that another study finds another one."""
     ingredients = study.ingredients(model)
+    mine = [part for part in parts(study) if part.model == model]
+    also = tuple(dict.fromkeys(kind for part in mine for kind in part.also))
     key = record_key({
         "path": str(resolve_model(model).resolve()), "quantizer": study.quantizer,
         "options": dict(study.options), "seed": study.seed,
     })  # fmt: skip
-    mine = [part for part in parts(study) if part.model == model]
     schemes = list(dict.fromkeys(part.format for part in mine))
-    also = list(dict.fromkeys(kind for part in mine for kind in part.also))
-    return Bank.make(ingredients, schemes, work / key[:16], workers, progress, also=also)
+    given = replace(ingredients, also=also)
+    return Bank.make(given, schemes, work / key[:16], workers, progress, engine)

@@ -67,7 +67,7 @@ def run_scaling(
             wanted = [part for part in parts(study) if part.model == model]
             if wanted:
                 with start_workers(threads) as workers:
-                    bank = bank_of(study, model, work, workers, progress)
+                    bank = bank_of(study, model, work, workers, progress, engine)
                 count += Searches(study, bank, store, progress).run(wanted, engine, measure)
     finally:
         measure.close()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,7 +95,7 @@ class Sensing:
         store = Store.open((places and places.records) or work / "records.sqlite")
         ESTIMATORS[request.estimator]  # an unknown name before anything is done
         with start_workers(threads) as workers:
-            filled = _bank(request, bank, workers, progress)
+            filled = _bank(request, bank, workers, progress, engine)
             found = units(filled.survey, request.granularity, request.also)
             bench = Bench(
                 bank=filled, trials=_trials(request, filled, workers, work), folder=work,
@@ -170,7 +169,7 @@ class Sensing:
         known, spent = self._known(), Meter(self.bench)
         if record := known.get(record_key(subject)):
             return record
-        here = dataclasses.replace(self.bench, engine=Local())  # one trial is not worth a worker
+        here = replace(self.bench, engine=Local())  # one trial is not worth a worker
         (one,) = Direct()(here, [(whole, scheme)])
         record = self._record(subject, one, spent.lap())
         self.store.add([record])
@@ -249,16 +248,19 @@ def opened(request: Request, bank: Path, threads: int | None) -> Iterator[Trials
 
 
 def _bank(
-    request: Request, folder: Path, workers: Workers, progress: Progress | None = None
+    request: Request,
+    folder: Path,
+    workers: Workers,
+    progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> Bank:
     """Raises UnknownNameError, UnsupportedError for a format of operands that is none, before
     anything is quantized."""
     for kind in OPERANDS:
         for name in request.operands if kind in request.also else ():
             operand_format(name, kind)
-    return Bank.make(
-        request.ingredients, request.schemes, folder, workers, progress, also=request.also
-    )
+    given = replace(request.ingredients, also=request.also)
+    return Bank.make(given, request.schemes, folder, workers, progress, engine)
 
 
 def _trials(request: Request, bank: Bank, workers: Workers, folder: Path) -> Trials:
@@ -284,4 +286,4 @@ class Meter:
 
     @staticmethod
     def _now(bench: Bench) -> dict[str, float]:
-        return dataclasses.asdict(bench.spent)
+        return asdict(bench.spent)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -12,8 +14,8 @@ from pennyweight.formats.schemes import parse_scheme
 from pennyweight.model.engine import Engine, Local
 from pennyweight.model.workers import Workers
 from pennyweight.study.bank import Bank
-from pennyweight.study.gauge import Gauge, Measured, Opening
-from pennyweight.study.trial import Trials
+from pennyweight.study.gauge import Found, Gauge, Item, Measured, Opening
+from pennyweight.study.trial import Trial, Trials
 from pennyweight.study.units import Unit
 
 
@@ -39,11 +41,22 @@ class Bench:
     engine: Engine = field(default_factory=Local)
     opening: Opening | None = None  # of the same trials by another process of the engine
 
-    def measure(self, mixes: Sequence[Mapping[str, str]]) -> Iterator[Measured]:
+    def measure(self, mixes: Sequence[Mapping[str, str]]) -> Iterator[Measured[Trial]]:
         """What each mix lost, in order, whoever measured it; its forward pass is counted."""
-        for found in self.engine.map(Gauge(self.trials, self.opening), mixes):
+        for measured in self.engine.map(self._gauge, mixes):
             self.spent.forward += self.trials.texts.scored
-            yield found
+            yield measured
+
+    @cached_property
+    def _gauge(self) -> Gauge[Mapping[str, str], Trial]:
+        """One object: an engine's processes stay as long as it is the same."""
+        return Gauge(Trials.measure, self.trials, self.opening)
+
+    def each(
+        self, measure: Callable[[Trials, Item], Found], items: Sequence[Item]
+    ) -> Iterator[Measured[Found]]:
+        """What a function, which can be sent, finds for each item, in order."""
+        return self.engine.map(Gauge(measure, self.trials, self.opening), items)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +72,12 @@ class Estimate:
 
 
 Wanted = Sequence[tuple[Unit, str]]
+
+
+def by_unit(wanted: Wanted) -> list[tuple[Unit, list[str]]]:
+    """Each unit with its schemes, which come one after another."""
+    grouped = groupby(wanted, key=lambda each: each[0])
+    return [(unit, [scheme for _, scheme in mine]) for unit, mine in grouped]
 
 
 @runtime_checkable
@@ -112,14 +131,14 @@ def anchored(bench: Bench, estimates: Iterable[Estimate]) -> Iterator[Estimate]:
     A scheme whose estimates sum to nothing stays as it is.
     """
     given = list(estimates)
-    factors = {}
-    for scheme in dict.fromkeys(one.scheme for one in given):
-        mine = [one for one in given if one.scheme == scheme]
-        total = sum(one.value for one in mine)
-        mix = {tensor: scheme for one in mine for tensor in one.unit.tensors}
-        kl = bench.trials.measure(mix).kl.value
-        bench.spent.forward += bench.trials.texts.scored
-        factors[scheme] = kl / total if total > 0 else 1.0
+    totals, mixes = dict[str, float](), dict[str, dict[str, str]]()
+    for one in given:
+        totals[one.scheme] = totals.get(one.scheme, 0.0) + one.value
+        mixes.setdefault(one.scheme, {}).update(dict.fromkeys(one.unit.tensors, one.scheme))
+    factors = {
+        scheme: measured.found.kl.value / totals[scheme] if totals[scheme] > 0 else 1.0
+        for scheme, measured in zip(mixes, bench.measure(list(mixes.values())), strict=True)
+    }
     for one in given:
         yield replace(one, value=one.value * factors[one.scheme])
 

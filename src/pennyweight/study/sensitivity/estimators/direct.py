@@ -19,7 +19,7 @@ class Direct:
     def __call__(self, bench: Bench, wanted: Wanted) -> Iterator[Estimate]:
         found = bench.measure([dict.fromkeys(unit.tensors, scheme) for unit, scheme in wanted])
         for (unit, scheme), measured in zip(wanted, found, strict=True):
-            kl = measured.trial.kl
+            kl = measured.found.kl
             known = kl.low == kl.low  # nan where there is nothing to resample
             yield Estimate(
                 unit=unit, scheme=scheme, value=kl.value, lower=kl.low if known else None,

@@ -14,9 +14,13 @@ from pennyweight.core import RecipeError
 from pennyweight.core.record import record_key
 from pennyweight.formats.schemes import UNTOUCHED
 from pennyweight.study.bank import Bank
-from pennyweight.study.sensitivity.estimators.base import Bench, Estimate, Wanted, estimator
-from pennyweight.study.trial import Trial
-from pennyweight.study.units import Unit
+from pennyweight.study.sensitivity.estimators.base import (
+    Bench,
+    Estimate,
+    Wanted,
+    by_unit,
+    estimator,
+)
 
 
 @estimator("in_context")
@@ -40,21 +44,22 @@ class InContext:
 
     def __call__(self, bench: Bench, wanted: Wanted) -> Iterator[Estimate]:
         """Raises RecipeError for a base that the bank does not hold or some linear cannot take."""
-        base, without = self.mix(bench.bank), {}
-        for unit, scheme in wanted:
-            if unit.name not in without:  # all schemes of a unit come together: one is kept
-                without = {unit.name: self._measure(bench, base, unit, UNTOUCHED)}
-            with_it = self._measure(bench, base, unit, scheme)
-            difference = with_it.kl_difference(without[unit.name])
-            known = difference.low == difference.low  # nan where there is nothing to resample
-            yield Estimate(
-                unit=unit, scheme=scheme, value=difference.value,
-                lower=difference.low if known else None, upper=difference.high if known else None,
-            )  # fmt: skip
-
-    def _measure(self, bench: Bench, base: Mapping[str, str], unit: Unit, scheme: str) -> Trial:
-        bench.spent.forward += bench.trials.texts.scored
-        return bench.trials.measure({**base, **dict.fromkeys(unit.tensors, scheme)})
+        base, grouped = self.mix(bench.bank), by_unit(wanted)
+        order = [(unit, name) for unit, schemes in grouped for name in (UNTOUCHED, *schemes)]
+        found = bench.measure(
+            [{**base, **dict.fromkeys(unit.tensors, scheme)} for unit, scheme in order]
+        )
+        for unit, schemes in grouped:
+            without = next(found).found
+            for scheme in schemes:
+                measured = next(found)
+                difference = measured.found.kl_difference(without)
+                known = difference.low == difference.low  # nan where there is nothing to resample
+                yield Estimate(
+                    unit=unit, scheme=scheme, value=difference.value,
+                    lower=difference.low if known else None,
+                    upper=difference.high if known else None, made=measured.made,
+                )  # fmt: skip
 
     def context(self, bench: Bench) -> str:
         """A digest of the base: the same unit around another base is another measurement."""

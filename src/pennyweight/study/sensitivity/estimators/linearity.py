@@ -11,18 +11,20 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from pennyweight.core import RecipeError
+from pennyweight.formats.schemes import UNTOUCHED
 from pennyweight.model.calibration.base import seeded
 from pennyweight.study.bank import Bank
 from pennyweight.study.sensitivity.estimators.base import (
     Bench,
     Estimate,
     Wanted,
+    by_unit,
     estimator,
     require_weight_only,
 )
+from pennyweight.study.trial import Trials
 from pennyweight.study.units import Unit
 
 
@@ -45,37 +47,49 @@ class Linearity:
                 f"{self.noise} and {self.share}"
             )
         require_weight_only(bench, wanted, "linearity")
-        coefficients: dict[str, float] = {}
-        for unit, scheme in wanted:
-            if unit.name not in coefficients:
-                coefficients[unit.name] = self._coefficient(bench, unit)
-            error = relative_error(bench.bank, unit, scheme)
-            yield Estimate(unit=unit, scheme=scheme, value=coefficients[unit.name] * error)
+        grouped, tokens = by_unit(wanted), bench.trials.texts.tokens
+        documents = max(1, round(self.share * len(tokens)))
+        shakes = [
+            Shake(unit.tensors, size=self.noise, documents=documents, seed=bench.seed)
+            for unit, _ in grouped
+        ]
+        found = bench.each(lost_to, shakes)
+        for (unit, schemes), measured in zip(grouped, found, strict=True):
+            bench.spent.forward += sum(len(each.ids) - 1 for each in tokens[:documents])
+            coefficient = measured.found / self.noise  # nats of KL for each unit of t^2
+            for scheme in schemes:
+                error = relative_error(bench.bank, unit, scheme)
+                yield Estimate(
+                    unit=unit, scheme=scheme, value=coefficient * error, made=measured.made
+                )
 
-    def _coefficient(self, bench: Bench, unit: Unit) -> float:
-        """Nats of KL for each unit of t^2."""
-        trials = bench.trials
-        trials.swaps.put({})
-        for tensor in unit.tensors:
-            weight = bench.bank.weight(tensor, "W16A16")
-            trials.swaps.put_weight(tensor, weight + self._noise(weight, tensor, bench.seed))
-        documents = max(1, round(self.share * len(trials.texts.tokens)))
-        before = trials.passes
-        kl = trials.score({}, documents=documents).kl.value
-        bench.spent.forward += (trials.passes - before) * trials.texts.scored
-        return kl / self.noise
 
-    def _noise(self, weight: Tensor, tensor: str, seed: int) -> Tensor:
-        """Of relative squared size `noise` in expectation."""
-        noise = torch.randn(weight.shape, generator=seeded(seed, tensor))
-        return noise * (self.noise**0.5 * weight.norm() / weight.numel() ** 0.5)
+@dataclass(frozen=True)
+class Shake:
+    """Noise on some tensors."""
+
+    tensors: tuple[str, ...]
+    size: float  # t^2 in expectation
+    documents: int  # on so many, the first ones, it is measured
+    seed: int
+
+
+def lost_to(trials: Trials, shake: Shake) -> float:
+    """KL in nats."""
+    trials.swaps.put({})
+    for tensor in shake.tensors:
+        weight = trials.swaps.bank.weight(tensor, UNTOUCHED)
+        noise = torch.randn(weight.shape, generator=seeded(shake.seed, tensor))
+        noise *= shake.size**0.5 * weight.norm() / weight.numel() ** 0.5
+        trials.swaps.put_weight(tensor, weight + noise)
+    return trials.score({}, documents=shake.documents).kl.value
 
 
 def relative_error(bank: Bank, unit: Unit, scheme: str) -> float:
     """t^2, the mean over the unit's tensors: the noise has the same t in all of them."""
     ratios = []
     for tensor in unit.tensors:
-        weight = bank.weight(tensor, "W16A16")
+        weight = bank.weight(tensor, UNTOUCHED)
         error = (bank.weight(tensor, scheme) - weight).double().square().sum()
         ratios.append(float(error / weight.double().square().sum()))
     return sum(ratios) / len(ratios)
