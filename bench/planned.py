@@ -2,8 +2,8 @@
 
     python bench/planned.py [MODEL[=SENSE_TEXT:TEXT] ...] [--uniform W3A16_g128 W4A16_g128 ...]
         [--schemes W3A16_g128,...] [--granularity fused] [--estimator direct] [--set KEY=VALUE ...]
-        [--train signround] [--shares 1 0.96 0.92 0.88] [--sense-tokens 4096] [--split-at REGEX]
-        [--keep FOLDER]
+        [--train signround [--sense-untrained]] [--shares 1 0.96 0.92 0.88]
+        [--sense-tokens 4096] [--split-at REGEX] [--keep FOLDER]
 
 Units are sensed on one text; then for each uniform scheme the plans of the least predicted loss
 with 1, 0.96, ... of its bits a weight (all that is stored counted) are built like the uniform one,
@@ -89,6 +89,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--set", dest="overrides", nargs="*", help="estimator.KEY=VALUE, as sense")
     parser.add_argument("--quantizer", default="gptq")
     parser.add_argument("--train", nargs="*", default=[], help="trainers, of both sides")
+    parser.add_argument("--sense-untrained", action="store_true", help="as `plan` has it")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--sense-tokens", type=int, default=4096)
     parser.add_argument("--max-tokens", type=int, default=16384)
@@ -115,9 +116,11 @@ def opened(asked: argparse.Namespace, model: str, files: list[str] | None, folde
         settings=Settings(max_tokens=asked.max_tokens, document_tokens=512),
         sense=folder / f"{asked.granularity}-{asked.estimator}.json",
         train=tuple(Training(name=name) for name in asked.train),
+        sense_train=not asked.sense_untrained,
     )  # fmt: skip
     request = Request(
-        ingredients=wish.ingredients, schemes=wish.schemes, granularity=asked.granularity,
+        ingredients=replace(wish.ingredients, train=wish.sensed_train), schemes=wish.schemes,
+        granularity=asked.granularity,
         estimator=asked.estimator, options=overrides["estimator"], split_at=asked.split_at,
         data=(files[0],) if files else ("stdlib",),
         settings=Settings(max_tokens=asked.sense_tokens, document_tokens=256),

@@ -81,6 +81,13 @@ def test_every_parameter_has_a_rate_and_is_read(trainer):
     assert read | moved == set(leaves)
 
 
+def test_who_says_that_it_changes_linears_alone_does(trainer):
+    learning = trainer(given())
+    values = shifted(learning.start)
+    elsewhere = {**learning.vectors(values), **learning.scales(values)}
+    assert trainer.linears_alone == (not elsewhere)
+
+
 def test_arguments_are_left_alone_and_the_result_is_the_same(trainer):
     facts, untouched = given(), given()
     a, b = trainer(facts), trainer(facts)

@@ -6,10 +6,13 @@ import torch
 from pennyweight.core import CheckpointError, FormatError, RecipeError
 from pennyweight.formats.rounding import round_to_nearest
 from pennyweight.formats.schemes import parse_scheme
-from pennyweight.pipeline.recipe import Calibrate
+from pennyweight.model.load import load_model
+from pennyweight.pipeline.quantize import quantize
+from pennyweight.pipeline.recipe import Calibrate, Training
 from pennyweight.study import bank as module
 from tests.study.benches import SCHEMES, ingredients, make_bank
 
+FEW = {"steps": 8}
 DOWN = "model.layers.1.mlp.down_proj.weight"  # [64, 96]
 
 
@@ -49,6 +52,26 @@ def test_another_model_is_an_error_that_says_so(bank, save_tiny, token_file, wor
     other = save_tiny(vocab_size=120)
     with pytest.raises(CheckpointError, match=r"W3A16_g32.work: holds blocks of another run"):
         make_bank(other, token_file, bank.folder, workers)
+
+
+def test_linears_are_as_a_trainer_leaves_them(tiny_llama, token_file, tmp_path, workers):
+    """Bit for bit what the pipeline makes of the same recipe."""
+    given = {"schemes": ("W2A16_g32",), "train": (Training(name="signround", options=FEW),)}
+    bank = make_bank(tiny_llama, token_file, tmp_path / "bank", workers, **given)
+    rules = [bank.ingredients.rule("W2A16_g32")]
+    quantize(bank.ingredients.recipe(rules), tmp_path / "out", threads=1)
+    built = load_model(tmp_path / "out", torch.float32)
+    weight = bank.weight(DOWN, "W2A16_g32")
+    assert torch.equal(built.get_parameter(DOWN), weight)
+    rounded = round_to_nearest(
+        bank.weight(DOWN, "W16A16"), parse_scheme("W2A16_g32", torch.float32).weight
+    )
+    assert not torch.equal(rounded.dequantize(), weight)
+
+
+def test_a_trainer_of_more_than_linears_has_no_bank(tiny_llama, token_file):
+    with pytest.raises(RecipeError, match="norm_tweaking also changes gains"):
+        ingredients(tiny_llama, token_file, train=(Training(name="norm_tweaking"),))
 
 
 def test_another_quantizer_or_calibration_text_is_an_error(

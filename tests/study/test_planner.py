@@ -13,7 +13,7 @@ from pennyweight.core import BudgetError, CheckpointError, DataError, RecipeErro
 from pennyweight.evaluate import Settings
 from pennyweight.pipeline.evaluate import evaluate
 from pennyweight.pipeline.quantize import quantize
-from pennyweight.pipeline.recipe import load_recipe
+from pennyweight.pipeline.recipe import Training, load_recipe
 from pennyweight.pipeline.tasks import TaskSettings
 from pennyweight.records import Store
 from pennyweight.study.planning.budget import parse_budget
@@ -298,6 +298,38 @@ def test_a_table_of_other_options_of_the_quantizer(planned, wish, tmp_path):
     other = replace(wish.ingredients, quantizer="rtn", options={"range": "mse"})
     asked = known(wish, planned, ingredients=other)
     refused(asked, tmp_path, RecipeError, r"rtn \{\}, .* say the same with --set quantizer")
+
+
+def test_units_are_measured_as_trainers_leave_them(model, token_file, fresh, tmp_path):
+    """Unless that takes too long; trainers of more than linears count for candidates alone."""
+    arguments = [
+        "plan", str(model), "--budget", "bits<=8", "--granularity", "layer", "--max-tokens", "100",
+        "--sense-data", str(token_file), "--data", str(fresh), "--calibrate", str(token_file),
+        "--quantizer", "rtn", "--schemes", "W4A16_g32,W8A16_g32", "--threads", "1", "--quiet",
+        "--train", "signround", "--set", "signround.steps=2", "--train", "norm_tweaking", "-o",
+    ]  # fmt: skip
+    for name, more in (("a", []), ("b", ["--sense-untrained"])):
+        out = tmp_path / f"{name}.toml"
+        done = CliRunner().invoke(app, [*arguments, str(out), *more], catch_exceptions=False)
+        assert done.exit_code == 0
+        assert [each.name for each in load_recipe(out).train] == ["signround", "norm_tweaking"]
+    read = lambda name: json.loads((tmp_path / f"{name}.toml.work" / "sense.json").read_text())
+    trained, untrained = read("a"), read("b")
+    assert trained["settings"]["train"] == [
+        {"name": "signround", "match": "*", "options": {"steps": 2}}
+    ]
+    assert untrained["settings"]["train"] == [] and trained["units"] != untrained["units"]
+
+
+def test_a_table_of_a_trainer_that_the_plan_has_not(planned, wish, tmp_path):
+    table = planned.path.parent / "work" / "sense.json"
+    data = json.loads(table.read_text())
+    data["settings"]["train"] = [{"name": "signround", "match": "*", "options": {}}]
+    (tmp_path / "sense.json").write_text(json.dumps(data))
+    asked = replace(wish, sense=tmp_path / "sense.json")
+    refused(asked, tmp_path, RecipeError, "no such one; say --train signround")
+    with_it = replace(asked, train=(Training(name="signround"),), budget=parse_budget("kl<=1e-9"))
+    refused(with_it, tmp_path, BudgetError, "16 bits")  # the table itself is taken
 
 
 def test_units_may_be_measured_elsewhere(planned, wish, tmp_path):

@@ -54,14 +54,17 @@ Overrides = Annotated[
 SenseOverrides = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="quantizer.KEY=VALUE or estimator.KEY=VALUE, as quantizer.damp=0.05."
+        "--set",
+        help="quantizer.KEY=VALUE or estimator.KEY=VALUE, as quantizer.damp=0.05; likewise "
+        "of what --train names, as signround.steps=400.",
     ),
 ]
 PlanOverrides = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="quantizer.KEY=VALUE, estimator.KEY=VALUE or allocator.KEY=VALUE, as "
-        "allocator.storage=tpe.journal: several processes may share the search of tpe.",
+        "--set", help="quantizer.KEY=VALUE; likewise of estimator, allocator (as "
+        "allocator.storage=tpe.journal: several processes may share the search of tpe) and what "
+        "--train and --transform name, as signround.steps=400.",
     ),
 ]  # fmt: skip
 Seed = Annotated[int | None, typer.Option(help="Seed of all randomness [0].")]

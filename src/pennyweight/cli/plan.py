@@ -84,6 +84,13 @@ def plan_command(
         list[str] | None,
         typer.Option(help="Learn over the blocks of every candidate, as signround. Repeatable."),
     ] = None,
+    sense_train: Annotated[
+        bool,
+        typer.Option(
+            "--sense-train/--sense-untrained",
+            help="Measure units as the trainers leave them, or in less time as the rules do.",
+        ),
+    ] = True,
     calibrate: CalibrateOn = None,
     samples: Samples = None,
     tokens: Tokens = None,
@@ -142,13 +149,15 @@ def plan_command(
     from pennyweight.study.planning.budgeted import wish_of
     from pennyweight.study.planning.planner import plan
 
-    options = sense_options(overrides, ("quantizer", "estimator", "allocator"))
+    transform, train = transform or [], train or []
+    options = sense_options(overrides, ("quantizer", "estimator", "allocator", *transform, *train))
     how = {
         "quantizer": quantizer, "options": options["quantizer"],
         "schemes": names(schemes), "pin": pins, "minimize": minimize, "costs": costs,
-        "price_per_hour": price_per_hour, "sense": sense, "estimator": estimator,
-        "estimator_options": options["estimator"], "granularity": granularity,
-        "also": names(also), "allocator": allocator, "allocator_options": options["allocator"],
+        "price_per_hour": price_per_hour, "sense": sense, "sense_train": sense_train,
+        "estimator": estimator, "estimator_options": options["estimator"],
+        "granularity": granularity, "also": names(also),
+        "allocator": allocator, "allocator_options": options["allocator"],
         "sense_data": sense_data, "data": data, "split_at": split_at, "max_tokens": max_tokens,
         "document_tokens": document_tokens, "limit": limit, "shots": shots,
         "chat_template": chat_template, "run_code": run_code, "rounds": rounds,
@@ -157,8 +166,8 @@ def plan_command(
     asked = {
         "model": model, "budget": budget, "seed": seed, "trust_remote_code": trust_remote_code,
         "engine": "any" if any_engine else "vllm", "calibrate": given(observed), "plan": given(how),
-        "transform": [{"name": name} for name in transform or []],
-        "train": [{"name": name} for name in train or []],
+        "transform": [{"name": name, "options": options[name]} for name in transform],
+        "train": [{"name": name, "options": options[name]} for name in train],
     }  # fmt: skip
     wish = wish_of(parse_recipe(asked, "options"))
     console = Console(stderr=True)

@@ -71,6 +71,10 @@ def sense_command(
     document_tokens: Annotated[
         int, typer.Option(help="Take only so many tokens of each document.")
     ] = 512,
+    train: Annotated[
+        list[str] | None,
+        typer.Option(help="Learn over every block in every scheme, as signround. Repeatable."),
+    ] = None,
     calibrate: CalibrateOn = None,
     samples: Samples = None,
     tokens: Tokens = None,
@@ -101,12 +105,12 @@ def sense_command(
     """
     from pennyweight.cli.progress import progress_on
     from pennyweight.evaluate import Settings
-    from pennyweight.pipeline.recipe import Calibrate
+    from pennyweight.pipeline.recipe import Calibrate, Training
     from pennyweight.study.bank import Ingredients
     from pennyweight.study.sensitivity.sense import Places, sense
     from pennyweight.study.sensitivity.sensing import TEXT, Request
 
-    options = sense_options(overrides)
+    options = sense_options(overrides, ("quantizer", "estimator", *(train or [])))
     texts = tuple(calibrate) if calibrate else None
     calibration = {"data": texts, "samples": samples, "tokens": tokens, "split_at": split_at}
     request = Request(
@@ -114,6 +118,7 @@ def sense_command(
             model=model,
             quantizer=quantizer or "gptq",
             options=options["quantizer"],
+            train=tuple(Training(name=name, options=options[name]) for name in train or []),
             calibrate=Calibrate(**{k: v for k, v in calibration.items() if v is not None}),
             seed=seed,
             trust_remote_code=trust_remote_code,

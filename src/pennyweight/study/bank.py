@@ -34,7 +34,7 @@ from pennyweight.model.workers import Workers, start_workers
 from pennyweight.model.writer import disk_errors
 from pennyweight.pipeline.job import with_text
 from pennyweight.pipeline.plan import Plan, head_fault, resolve_plan
-from pennyweight.pipeline.recipe import Calibrate, Recipe, Rule
+from pennyweight.pipeline.recipe import Calibrate, Recipe, Rule, Training
 from pennyweight.pipeline.run import Run
 from pennyweight.pipeline.survey import Site, Survey, survey
 from pennyweight.pipeline.workdir import WorkDir
@@ -48,15 +48,30 @@ class Ingredients:
     model: str
     quantizer: str = "gptq"
     options: Mapping[str, Any] = field(default_factory=dict)
+    train: tuple[Training, ...] = ()  # of those that change linears alone
     calibrate: Calibrate = field(default_factory=Calibrate)
     also: tuple[str, ...] = ()  # kinds of `study.beside` that are put together with the rest
     seed: int = 0
     trust_remote_code: bool = False
 
+    def __post_init__(self) -> None:
+        """Raises RecipeError for a trainer whose linears mean nothing without the rest."""
+        for training in self.train:
+            if not training.make().linears_alone:
+                raise RecipeError(
+                    f"train: {training.name} also changes gains, biases or scales, which cannot be "
+                    "exchanged linear by linear; leave it out here"
+                )
+
+    @property
+    def method(self) -> str:
+        """As it is told."""
+        return " and ".join([self.quantizer, *(training.name for training in self.train)])
+
     def recipe(self, rules: Sequence[Rule]) -> Recipe:
         return Recipe(
             model=self.model, seed=self.seed, calibrate=self.calibrate, rule=tuple(rules),
-            trust_remote_code=self.trust_remote_code,
+            train=self.train, trust_remote_code=self.trust_remote_code,
         )  # fmt: skip
 
     def rule(self, scheme: str) -> Rule:
@@ -126,7 +141,7 @@ class Bank:
         return all(work.is_done(index) for index in self.survey.steps(plan.by_tensor))
 
     def _told(self, scheme: str) -> str:
-        return f"{scheme}: every linear by {self.ingredients.quantizer}"
+        return f"{scheme}: every linear by {self.ingredients.method}"
 
     def _run(self, scheme: str, workers: Workers, progress: Progress) -> None:
         plan, work = self.plans[scheme], self._work(scheme)

@@ -86,6 +86,10 @@ class ApiQ:
         return False
 
     @property
+    def linears_alone(self) -> bool:
+        return True
+
+    @property
     def loss(self) -> str:
         return "output"
 

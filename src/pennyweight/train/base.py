@@ -106,6 +106,11 @@ class Trainer(Protocol):
         ...
 
     @property
+    def linears_alone(self) -> bool:
+        """Whether nothing changes but the linears it learns: no gain, bias or scale elsewhere."""
+        ...
+
+    @property
     def epochs(self) -> int:
         """Passes over the samples, at most."""
         ...

@@ -45,6 +45,10 @@ class NormTweaking:
     def links(self) -> bool:
         return False
 
+    @property
+    def linears_alone(self) -> bool:
+        return False
+
     def check_format(self, format: Format) -> None:
         """Any will do."""
 

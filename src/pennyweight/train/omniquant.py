@@ -60,6 +60,10 @@ class OmniQuant:
         return self.scale
 
     @property
+    def linears_alone(self) -> bool:
+        return not self.scale
+
+    @property
     def loss(self) -> str:
         return "output"
 

@@ -153,6 +153,10 @@ class SignRound:
         return False
 
     @property
+    def linears_alone(self) -> bool:
+        return True
+
+    @property
     def loss(self) -> str:
         return "output"
 

@@ -77,7 +77,7 @@ def wish_of(recipe: Recipe) -> Wish:
         budget=parse_budget(recipe.budget),
         minimise=how.minimize, schemes=how.schemes,
         pins=tuple(parse_pin(pin) for pin in how.pin),
-        sense=None if how.sense is None else Path(how.sense),
+        sense=None if how.sense is None else Path(how.sense), sense_train=how.sense_train,
         costs=None if how.costs is None else Path(how.costs), price_per_hour=how.price_per_hour,
         granularity=how.granularity, also=how.also,
         estimator=how.estimator, estimator_options=how.estimator_options,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,18 @@ class Wish:
     asking: TaskSettings = NO_TASKS  # how the tasks of the budget are put
     rounds: int = 6
     any_engine: bool = False
-    # Of every candidate; units are sensed without them.
+    # Of every candidate. Units are measured without transforms: what these fold into norms cannot
+    # be exchanged linear by linear. Of trainers, too, only those count that change linears alone.
     transform: tuple[Rewrite, ...] = ()
     train: tuple[Training, ...] = ()
+    sense_train: bool = True  # if not, units are measured without any
+
+    @property
+    def sensed_train(self) -> tuple[Training, ...]:
+        """Those of the trainers that units are measured with."""
+        if not self.sense_train:
+            return ()
+        return tuple(training for training in self.train if training.make().linears_alone)
 
 
 def costs_of(wish: Wish, shapes: Mapping[str, tuple[int, int]]) -> Costs:
@@ -146,11 +155,24 @@ def known_table(wish: Wish, seen: Survey) -> Sensitivity:
             f"{wish.sense}: was measured with {table.quantizer} {measured}, and the plan is to use "
             f"{dict(wish.ingredients.options)}; say the same with --set quantizer.KEY=VALUE"
         )
+    _require_trained(table, wish)
     _require_planned([unit.kind for unit in table.units if unit.kind in ALSO], str(wish.sense))
     planned = {t for unit in table.units for t in unit.tensors if unit.kind not in ALSO}
     if odd := planned ^ set(seen.by_tensor):
         raise RecipeError(f"{wish.sense}: {min(odd)} is in the table or in the model alone")
     return table
+
+
+def _require_trained(table: Sensitivity, wish: Wish) -> None:
+    """A plan may train what was measured untrained, but not the other way round."""
+    planned = [asdict(training) for training in wish.train]
+    for training in table.settings.get("train", ()):
+        if training not in planned:
+            raise RecipeError(
+                f"{wish.sense}: was measured with the trainer {training['name']} "
+                f"{training['options']}, and the plan has no such one; say --train "
+                f"{training['name']}, or measure again"
+            )
 
 
 def _require_planned(kinds: Iterable[str], where: str) -> None:
@@ -174,7 +196,8 @@ def sensed(
 ) -> Sensitivity:
     wanted = tuple(dict.fromkeys((*schemes, *(pin.scheme for pin in wish.pins))))
     request = Request(
-        ingredients=wish.ingredients, schemes=tuple(s for s in wanted if s != UNTOUCHED),
+        ingredients=replace(wish.ingredients, train=wish.sensed_train),
+        schemes=tuple(s for s in wanted if s != UNTOUCHED),
         granularity=wish.granularity, also=wish.also, estimator=wish.estimator,
         options=wish.estimator_options, data=wish.sense_data, split_at=wish.split_at,
         settings=wish.settings,

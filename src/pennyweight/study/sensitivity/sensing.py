@@ -212,6 +212,7 @@ class Sensing:
             **asdict(texts.settings), "data": list(texts.data), "split_at": texts.split_at,
             "tokens": texts.scored, "schemes": list(self.schemes), "seed": self.bench.seed,
             "quantizer_options": dict(bank.ingredients.options),
+            "train": [asdict(training) for training in bank.ingredients.train],
             "estimator_options": dict(request.options),
             "calibrate": asdict(bank.ingredients.calibrate) if bank.calibration else None,
             "calibration_digest": bank.calibration.digest if bank.calibration else None,
