@@ -2,7 +2,7 @@
 
     python bench/planned.py [MODEL[=SENSE_TEXT:TEXT] ...] [--uniform W3A16_g128 W4A16_g128 ...]
         [--schemes W3A16_g128,...] [--granularity fused] [--estimator direct] [--set KEY=VALUE ...]
-        [--train signround [--sense-untrained]] [--shares 1 0.96 0.92 0.88]
+        [--train signround [--sense-train]] [--shares 1 0.96 0.92 0.88]
         [--sense-tokens 4096] [--split-at REGEX] [--keep FOLDER]
 
 Units are sensed on one text; then for each uniform scheme the plans of the least predicted loss
@@ -89,7 +89,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--set", dest="overrides", nargs="*", help="estimator.KEY=VALUE, as sense")
     parser.add_argument("--quantizer", default="gptq")
     parser.add_argument("--train", nargs="*", default=[], help="trainers, of both sides")
-    parser.add_argument("--sense-untrained", action="store_true", help="as `plan` has it")
+    parser.add_argument("--sense-train", action="store_true", help="as `plan` has it")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--sense-tokens", type=int, default=4096)
     parser.add_argument("--max-tokens", type=int, default=16384)
@@ -116,7 +116,7 @@ def opened(asked: argparse.Namespace, model: str, files: list[str] | None, folde
         settings=Settings(max_tokens=asked.max_tokens, document_tokens=512),
         sense=folder / f"{asked.granularity}-{asked.estimator}.json",
         train=tuple(Training(name=name) for name in asked.train),
-        sense_train=not asked.sense_untrained,
+        sense_train=asked.sense_train,
     )  # fmt: skip
     request = Request(
         ingredients=replace(wish.ingredients, train=wish.sensed_train), schemes=wish.schemes,

@@ -13,6 +13,7 @@ from pennyweight.model.stream import Block
 from pennyweight.model.workers import start_workers
 from pennyweight.pipeline.plan import resolve_plan
 from pennyweight.pipeline.quantize import quantize
+from pennyweight.pipeline.shards import Here
 from pennyweight.pipeline.stage import Stage
 from pennyweight.pipeline.survey import survey
 from tests.end_to_end.models import build, make_recipe, save, save_tokens
@@ -77,4 +78,4 @@ def test_an_input_that_nothing_reached_is_an_error(mixtral, tmp_path):
         stage = Stage(plan=plan, survey=seen, block=block, workers=workers)
         for groups in block.topology.stages:
             with pytest.raises(DataError, match=r"layers.0.*\.weight: no calibration token.*W8A8"):
-                list(stage.quantize(groups, []))
+                list(stage.quantize(groups, Here([], workers)))

@@ -1,5 +1,8 @@
 """Observed sums: what they are, and that shards of data add up."""
 
+import functools
+import pickle
+
 import pytest
 import torch
 from hypothesis import given
@@ -47,6 +50,21 @@ def test_two_halves_merged_are_the_whole(first, second, width, seed):
         for name in ("gram", "abs_sum", "square_sum"):
             # up to 80 float32 additions, each off by 6e-8 of a sum of sizes of at most about 100
             assert torch.allclose(getattr(merged, name), getattr(whole, name), atol=1e-3, rtol=0)
+
+
+@given(sizes=st.lists(st.integers(0, 40), min_size=2, max_size=6), width=st.integers(1, 20))
+def test_parts_collected_elsewhere_are_the_same_bit_for_bit(sizes, width):
+    parts = [[inputs(size, width, seed), inputs(3, width, -seed)] for seed, size in
+             enumerate(sizes, 1)]  # fmt: skip
+    with start_workers(1) as workers:
+        collector = collect.Collector(ALL, workers)
+        for part in parts:
+            collector.add(part)
+        here = collector.stats()
+        sent = [pickle.loads(pickle.dumps(observe(part, ALL, workers))) for part in parts]
+    there = functools.reduce(Stats.merge, sent)
+    assert there.tokens == here.tokens
+    assert all(torch.equal(there.require(name), here.require(name)) for name in ALL)
 
 
 @pytest.mark.parametrize("together", [1, 3])

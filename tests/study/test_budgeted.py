@@ -76,7 +76,7 @@ options = { steps = 2 }
     assert written.train == load_recipe(file).train
     facts = json.loads((tmp_path / "out.plan" / "plan.frontier.json").read_text())
     assert (facts["transform"], facts["train"]) == (["awq"], ["signround"])
-    assert facts["sensed_train"] == ["signround"]
+    assert facts["sensed_train"] == []
     assert load_plan(out / "plan.json").digest == facts["candidates"][0]["measured"]["plan"]
 
 
@@ -102,7 +102,7 @@ ASKED = {
     "also": ("lm_head",), "allocator": "greedy", "allocator_options": {"seed": 2},
     "sense_data": ("a.txt",), "data": ("b.txt",), "split_at": "x", "max_tokens": 9,
     "document_tokens": 8, "limit": 7, "shots": 6, "chat_template": True, "run_code": True,
-    "rounds": 5, "sense_train": False,
+    "rounds": 5, "sense_train": True,
 }  # fmt: skip
 
 

@@ -301,14 +301,14 @@ def test_a_table_of_other_options_of_the_quantizer(planned, wish, tmp_path):
 
 
 def test_units_are_measured_as_trainers_leave_them(model, token_file, fresh, tmp_path):
-    """Unless that takes too long; trainers of more than linears count for candidates alone."""
+    """If asked for; trainers of more than linears count for candidates alone."""
     arguments = [
         "plan", str(model), "--budget", "bits<=8", "--granularity", "layer", "--max-tokens", "100",
         "--sense-data", str(token_file), "--data", str(fresh), "--calibrate", str(token_file),
         "--quantizer", "rtn", "--schemes", "W4A16_g32,W8A16_g32", "--threads", "1", "--quiet",
         "--train", "signround", "--set", "signround.steps=2", "--train", "norm_tweaking", "-o",
     ]  # fmt: skip
-    for name, more in (("a", []), ("b", ["--sense-untrained"])):
+    for name, more in (("a", ["--sense-train"]), ("b", [])):
         out = tmp_path / f"{name}.toml"
         done = CliRunner().invoke(app, [*arguments, str(out), *more], catch_exceptions=False)
         assert done.exit_code == 0

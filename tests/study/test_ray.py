@@ -13,11 +13,13 @@ from pennyweight.model import crew
 from pennyweight.model.crew import Crew
 from pennyweight.model.engine import Local, make_engine
 from pennyweight.pipeline.profile import Sampling, profile
+from pennyweight.pipeline.quantize import quantize
 from pennyweight.records import Store
 from pennyweight.study.calibration.design import parse_study as parse_calibration
 from pennyweight.study.calibration.run import run_study
 from pennyweight.study.scaling.design import parse_study
 from pennyweight.study.scaling.run import run_scaling
+from tests.end_to_end.models import contents, make_recipe
 from tests.engines import said
 from tests.study.benches import request as asked_of
 from tests.study.test_engine import calibration_study, sensed
@@ -164,8 +166,15 @@ def test_what_an_engine_promises(tmp_path, engine, monkeypatch):
         list(made.map(fragile, [13]))
 
 
-def test_a_table_and_cells_and_a_profile(tiny_llama, token_file, tmp_path, engine):
+def test_a_table_and_cells_and_a_profile_and_files(tiny_llama, token_file, tmp_path, engine):
     made = engine(2)
+    rule = {"scheme": "W4A16_g32", "quantizer": "gptq"}
+    recipe = make_recipe(tiny_llama, token_file, rule)
+    paths = [
+        quantize(recipe, tmp_path / name, engine=by, threads=1).path
+        for name, by in (("files", Local()), ("elsewhere", made))
+    ]
+    assert contents(paths[0]) == contents(paths[1])
     asked = asked_of(tiny_llama, token_file, schemes=("W3A16_g32", "W8A8"), granularity="layer")
     assert sensed(tmp_path / "there", asked, made) == sensed(tmp_path / "here", asked)
 

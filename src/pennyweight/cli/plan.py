@@ -87,10 +87,10 @@ def plan_command(
     sense_train: Annotated[
         bool,
         typer.Option(
-            "--sense-train/--sense-untrained",
-            help="Measure units as the trainers leave them, or in less time as the rules do.",
+            "--sense-train",
+            help="Measure units as the trainers leave them, not as the rules do: takes longer.",
         ),
-    ] = True,
+    ] = False,
     calibrate: CalibrateOn = None,
     samples: Samples = None,
     tokens: Tokens = None,
@@ -140,8 +140,8 @@ def plan_command(
 
     Every candidate is built and measured on text that the search has not seen. OUTPUT is a recipe:
     `pennyweight quantize MODEL --recipe OUTPUT` carries it out. OUTPUT.work keeps what was
-    measured, so that an interrupted or repeated command continues there. A cluster measures the
-    units; candidates, one after another, are this process's.
+    measured, so that an interrupted or repeated command continues there. A cluster measures units
+    and passes calibration samples through candidates, which are built one after another.
     """
     from pennyweight.cli.progress import progress_on
     from pennyweight.evaluate import plain

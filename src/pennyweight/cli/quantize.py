@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from pennyweight.cli.engine import Address, EngineName, RayWorkers, engine_of
 from pennyweight.cli.options import (
     CalibrateOn,
     ChatTemplate,
@@ -26,7 +27,6 @@ from pennyweight.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pennyweight.core import Progress
     from pennyweight.pipeline.quantize import Result
     from pennyweight.pipeline.recipe import Recipe
 
@@ -57,6 +57,9 @@ def quantize_command(
         ),
     ] = None,
     seed: Seed = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    workers: RayWorkers = None,
     threads: Threads = None,
     device: Annotated[str, typer.Option(help="Where to compute. Only cpu so far.")] = "cpu",
     target: Annotated[
@@ -73,10 +76,12 @@ def quantize_command(
 ) -> None:
     """Quantize MODEL into the directory OUTPUT, and prove that the files hold what was computed.
 
-    Interrupted at any moment, the same command continues and ends with the same bytes.
+    Interrupted at any moment, the same command continues and ends with the same bytes. A cluster
+    passes the calibration samples through the blocks; linears are solved in this process.
     """
     from pennyweight.cli.progress import progress_on
     from pennyweight.core import RecipeError, UnsupportedError
+    from pennyweight.pipeline.job import prepare_plan
     from pennyweight.pipeline.quantize import quantize
     from pennyweight.pipeline.recipe import Recipe
 
@@ -90,7 +95,7 @@ def quantize_command(
         "data": calibrate, "samples": samples, "tokens": tokens, "split_at": split_at,
         "chat_template": chat_template,
     }  # fmt: skip
-    what = plan or recipe_from(
+    what = prepare_plan(plan, model) if plan else recipe_from(
         model,
         recipe,
         overrides,
@@ -102,11 +107,12 @@ def quantize_command(
         },
     )  # fmt: skip
     console = Console(stderr=True, highlight=False)
-    options = {"keep_work": keep_work, "model": model if plan else None}
-    with progress_on(console, quiet=quiet) as progress:
+    bar = progress_on(console, quiet=quiet)
+    with engine_of(engine, address, workers) as made, bar as progress:
+        means = {"engine": made, "threads": threads, "progress": progress}
         if isinstance(what, Recipe) and what.budget:
-            what = _planned(what, output, threads, progress, None if quiet else console)
-        result = quantize(what, output, threads=threads, progress=progress, **options)
+            what = _planned(what, output, None if quiet else console, means)
+        result = quantize(what, output, keep_work=keep_work, **means)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=1))
     else:
@@ -114,17 +120,13 @@ def quantize_command(
 
 
 def _planned(
-    asked: "Recipe",
-    output: Path,
-    threads: int | None,
-    progress: "Progress",
-    console: Console | None,
+    asked: "Recipe", output: Path, console: Console | None, means: dict[str, Any]
 ) -> "Recipe":
     """What a recipe with a budget becomes. Imports here: only these recipes need a solver."""
     from pennyweight.cli.plan import show_plan
     from pennyweight.study.planning.budgeted import plan_first, planned_recipe
 
-    planned = plan_first(asked, output, threads=threads, progress=progress)
+    planned = plan_first(asked, output, **means)
     if console:
         show_plan(planned, console)
     return planned_recipe(asked, planned)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,13 @@ class Stats:
     keep: Bool[Tensor, "out in"] | None = None  # weights chosen to stay as they are, not a sum
     _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process it leaves what was derived behind."""
+        return partial(Stats, **self._values()), ()
+
+    def _values(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name[0] != "_"}
 
     def derive(self, key: Hashable, compute: Callable[[], Any]) -> Any:
         """compute(), done once: slices of one weight that are solved in parallel share the
@@ -69,9 +77,9 @@ class Stats:
     def merge(self, other: Stats) -> Stats:
         """The Stats of both shards of data together. `keep` is a choice and must be made anew."""
         values = {
-            f.name: _combine(getattr(self, f.name), getattr(other, f.name), HOW.get(f.name))
-            for f in fields(self)
-            if f.name != "keep" and not f.name.startswith("_")
+            name: _combine(value, getattr(other, name), HOW.get(name))
+            for name, value in self._values().items()
+            if name != "keep"
         }
         return Stats(**values)
 

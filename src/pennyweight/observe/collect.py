@@ -31,15 +31,15 @@ PER_CHANNEL: dict[str, tuple[Callable[[Tensor], Tensor], Combine]] = {
 class Collector:
     """The Stats of one input, grown part by part in memory that is taken once.
 
-    Sums are float32. Two collectors that saw two shards of data give Stats that `merge` to the
-    whole.
+    Sums are float32. What each call of `add` saw is summed by itself and then added: the Stats of
+    the parts, each collected elsewhere and merged in order, are the same bit for bit.
     """
 
     def __init__(self, needs: frozenset[str], workers: Mapper) -> None:
         self._needs, self._workers = needs, workers
         self._tokens = 0
         self._gram: Tensor | None = None
-        self._channels: dict[str, Any] = {}
+        self._channels: dict[str, Tensor] = {}
 
     def add(self, inputs: Sequence[Float[Tensor, "_ in"]]) -> None:
         """Take in the rows of these inputs, one of each sample. Raises NumericalError if one is
@@ -48,16 +48,11 @@ class Collector:
         if not inputs:
             return
         x = torch.empty(sum(map(len, inputs)), inputs[0].shape[1])
+        part: dict[str, Tensor] = {}
         for found in self._fill(x, inputs):
-            absmax = found["absmax"]
-            if not bool(absmax.isfinite().all()):
-                channel = int((~absmax.isfinite()).nonzero()[0])
-                raise NumericalError(
-                    f"the input holds NaN or Inf (channel {channel}) on calibration data"
-                )
-            for name in self._needs & found.keys():
-                seen, (_, combine) = self._channels.get(name), PER_CHANNEL[name]
-                self._channels[name] = found[name] if seen is None else combine(seen, found[name])
+            _require_finite(found["absmax"])
+            _combine(part, {name: found[name] for name in self._needs & found.keys()})
+        _combine(self._channels, part)
         self._tokens += len(x)
         if "gram" in self._needs:
             self._add_gram(x)
@@ -80,8 +75,8 @@ class Collector:
 
         def add_rows(start: int) -> None:
             block = gram[start : start + GRAM_ROWS, start:]
-            left = x[:, start : start + GRAM_ROWS].T
-            torch.addmm(block, left, x[:, start:], beta=0 if first else 1, out=block)
+            product = x[:, start : start + GRAM_ROWS].T @ x[:, start:]
+            block.copy_(product) if first else block.add_(product)
 
         self._workers.map(add_rows, range(0, size, GRAM_ROWS))
         self._gram = gram
@@ -96,7 +91,20 @@ class Collector:
                 gram[stop:, start:stop] = gram[start:stop, stop:].T
 
             self._workers.map(mirror, range(0, size, GRAM_ROWS))
-        return Stats(tokens=self._tokens, gram=self._gram, **self._channels)
+        channels: dict[str, Any] = dict(self._channels)
+        return Stats(tokens=self._tokens, gram=self._gram, **channels)
+
+
+def _combine(whole: dict[str, Tensor], part: dict[str, Tensor]) -> None:
+    for name, value in part.items():
+        combine = PER_CHANNEL[name][1]
+        whole[name] = combine(whole[name], value) if name in whole else value
+
+
+def _require_finite(absmax: Float[Tensor, " in"]) -> None:
+    if not bool(absmax.isfinite().all()):
+        channel = int((~absmax.isfinite()).nonzero()[0])
+        raise NumericalError(f"the input holds NaN or Inf (channel {channel}) on calibration data")
 
 
 def observe(

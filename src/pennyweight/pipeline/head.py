@@ -19,8 +19,9 @@ from pennyweight.model.prompt import Prompt
 from pennyweight.model.workers import Workers
 from pennyweight.observe.collect import Collector
 from pennyweight.pipeline.plan import Plan, Task
+from pennyweight.pipeline.shards import SHARD
 from pennyweight.pipeline.solve import solve
-from pennyweight.pipeline.stage import CHUNK, relative_loss
+from pennyweight.pipeline.stage import relative_loss
 from pennyweight.pipeline.survey import Site, Survey
 from pennyweight.pipeline.workdir import Finished
 
@@ -74,6 +75,6 @@ class Head:
         dtype = getattr(torch, self.plan.compute)
         pairs = list(zip(rows, samples, strict=True))
         with head_inputs(self.survey.skeleton, self.site.local, samples[0], dtype) as inputs:
-            for start in range(0, len(pairs), CHUNK):
-                collector.add(self.workers.map(inputs, pairs[start : start + CHUNK]))
+            for start in range(0, len(pairs), SHARD):
+                collector.add(self.workers.map(inputs, pairs[start : start + SHARD]))
         return collector.stats()

@@ -9,6 +9,7 @@ from typing import Any
 
 from pennyweight.core import Progress
 from pennyweight.model.checkpoint import read_json
+from pennyweight.model.engine import Engine, Local
 from pennyweight.model.memory import peak_bytes
 from pennyweight.model.workers import start_workers
 from pennyweight.pipeline.check import CheckReport, check_job
@@ -17,6 +18,7 @@ from pennyweight.pipeline.job import Job, prepare, prepare_plan
 from pennyweight.pipeline.prove import PROOF
 from pennyweight.pipeline.recipe import Recipe
 from pennyweight.pipeline.run import Run
+from pennyweight.pipeline.spread import held_together
 from pennyweight.pipeline.workdir import PLAN, WorkDir
 
 
@@ -38,23 +40,25 @@ class Result:
 
 
 def quantize(
-    recipe: Recipe | Path,
+    recipe: Recipe | Path | Job,
     output: str | Path,
     *,
-    model: str | None = None,
+    engine: Engine | None = None,
     threads: int | None = None,
     keep_work: bool = False,
     progress: Progress | None = None,
 ) -> Result:
-    """Quantize a model as a Recipe (or a saved plan file) says, into the new directory `output`.
+    """Quantize a model as a Recipe (or a saved plan file, or what was prepared from either) says,
+    into the new directory `output`.
 
     Work goes into `<output>.work`, one file per finished block; after an interruption the same call
-    continues there and ends with the same bytes. `model` says where the model of a plan is now.
-    `threads` changes the time and nothing else. Raises a PennyweightError for anything a user can
+    continues there and ends with the same bytes.
+    `threads` and the engine, in whose processes calibration samples pass through the blocks, change
+    the time and nothing else. Raises a PennyweightError for anything a user can
     cause; `output` then does not exist.
     """
     started, progress, output = time.monotonic(), progress or Progress(), Path(output)
-    job = prepare(recipe) if isinstance(recipe, Recipe) else prepare_plan(recipe, model)
+    engine, job = engine or Local(), _job(recipe)
     report = check_job(job)
     if is_finished(output, job) and (WorkDir.place(output) / PLAN).is_file():
         # An earlier run was stopped between the rename and its last clean-up.
@@ -64,6 +68,9 @@ def quantize(
     refuse_existing(output, job)
     for warning in report.warnings:
         progress.say(warning)
+    if not engine.is_local and (why := held_together(job.plan)):
+        progress.say(why)
+        engine = Local()
     _check_carried(job)
     work = WorkDir.open(output, job.plan)
     with start_workers(threads) as workers:
@@ -75,12 +82,19 @@ def quantize(
             rows=rows,
             workers=workers,
             progress=progress,
+            engine=engine,
         )
         run()
     proof = finish(job, work, output, progress)
     if not keep_work:
         work.remove()
     return _result(output, report, proof, started)
+
+
+def _job(recipe: Recipe | Path | Job) -> Job:
+    if isinstance(recipe, Job):
+        return recipe
+    return prepare(recipe) if isinstance(recipe, Recipe) else prepare_plan(recipe)
 
 
 def _result(output: Path, report: CheckReport, proof: dict[str, Any], started: float) -> Result:

@@ -95,7 +95,7 @@ class Planning:
     costs: str | None = None  # a file of measured costs
     price_per_hour: float | None = None  # makes the seconds of that file money
     sense: str | None = None  # a table of `pennyweight sense`
-    sense_train: bool = True  # units are measured as the trainers leave them
+    sense_train: bool = False  # units are measured as the trainers leave them
     estimator: str = "direct"
     estimator_options: Mapping[str, Any] = field(default_factory=dict)
     granularity: str = "fused"

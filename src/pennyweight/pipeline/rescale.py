@@ -17,11 +17,11 @@ from pennyweight.model.topology import Group
 from pennyweight.model.workers import Workers
 from pennyweight.observe.collect import Collector
 from pennyweight.pipeline.plan import Plan
+from pennyweight.pipeline.shards import SHARD
 from pennyweight.pipeline.survey import Survey
 from pennyweight.transform.base import Consumers, Transform
 from pennyweight.transform.judge import output_error
 
-CHUNK = 4  # samples whose inputs are held at once, as in stage.py
 TOKENS = 256  # inputs on which a scale is judged
 # How far the block's output may move, relative to its norm: rounding of the dtype it computes in.
 MOVED = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -93,8 +93,8 @@ class Rescaling:
         """One pass over the block as it is now, for all groups together."""
         collectors = {group: Collector(make.needs | {"absmax"}, self.workers) for group in groups}
         first: dict[Group, Tensor] = {}
-        for start in range(0, len(samples) if groups else 0, CHUNK):
-            inputs = block.inputs(groups, samples[start : start + CHUNK], self.workers)
+        for start in range(0, len(samples) if groups else 0, SHARD):
+            inputs = block.inputs(groups, samples[start : start + SHARD], self.workers)
             for group, seen in zip(groups, inputs, strict=True):
                 collectors[group].add(seen)
                 if seen and len(seen[0]):

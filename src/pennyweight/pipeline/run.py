@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from pennyweight.core import Progress
-from pennyweight.model.capture import Sample, capture
+from pennyweight.model.capture import capture
+from pennyweight.model.engine import Engine, Local, threads_of
 from pennyweight.model.memory import give_back, peak_bytes
 from pennyweight.model.prompt import Prompt
 from pennyweight.model.stream import Block
@@ -18,9 +19,12 @@ from pennyweight.model.workers import Workers
 from pennyweight.pipeline.cutoffs import Cutoffs
 from pennyweight.pipeline.gradients import FOLDER, Gradients
 from pennyweight.pipeline.head import Head
+from pennyweight.pipeline.install import restore
 from pennyweight.pipeline.plan import Plan
 from pennyweight.pipeline.rescale import Rescaling
-from pennyweight.pipeline.stage import Stage, install
+from pennyweight.pipeline.shards import Here, Shards
+from pennyweight.pipeline.spread import Carry, There
+from pennyweight.pipeline.stage import Stage
 from pennyweight.pipeline.survey import Survey
 from pennyweight.pipeline.training import Trainings
 from pennyweight.pipeline.workdir import Finished, WorkDir
@@ -37,6 +41,7 @@ class Run:
     rows: Tensor | Sequence[Prompt] | None  # calibration token ids [samples, tokens], or prompts
     workers: Workers
     progress: Progress
+    engine: Engine = field(default_factory=Local)  # whose processes the samples pass through
 
     def __call__(self) -> None:
         """Finish every block that is not finished, and a head that is planned; each becomes a file
@@ -55,33 +60,35 @@ class Run:
         cutoffs = Cutoffs(
             plan=self.plan, survey=self.survey, gradients=gradients, path=self.work.path
         ).find()
-        samples = self._capture()
+        shards = self._shards()
+        samples = shards.states() if self.engine.is_local else []  # what only this process can do
         rescaling = Rescaling(self.plan, self.survey, self.workers)
         trainings = Trainings(self.plan, self.survey, self.workers, rescaling, self.progress)
         originals = trainings.originals(samples)
         for index in range(min(last + 1, count)):
-            if index not in todo and not samples:
+            if index not in todo and shards.is_empty:
                 continue
             block = self._block(index)
-            with block.loaded() if samples else nullcontext():
+            with nullcontext() if shards.is_empty else shards.loaded(block):
                 block.advance(originals, self.workers)
                 if index in todo:
                     told = list(rescaling(block, samples))
                     before = trainings.look(block, samples, originals)
-                    finished = self._quantize(block, samples, gradients, cutoffs)
+                    finished = self._quantize(block, shards, gradients, cutoffs)
                     finished, more = trainings(block, before, finished)
                     changed = rescaling.changed(block)
                     self.work.save(index, finished, changed, [*told, *more])
-                else:
-                    self._restore(block)
-                if samples and index < last:
-                    block.advance(samples, self.workers)
+                elif self.engine.is_local:
+                    restore(block, self.work, self.survey)
+                if index < last and not shards.is_empty:
+                    shards.advance(block)
             self.progress.block(index=index, peak_bytes=peak_bytes())
         if head is not None and count in todo:
-            finished = head.quantize(self.rows, samples)
+            finished = head.quantize(self.rows, shards.states())
             self._tell(count, finished)
             self.work.save(count, [finished], {}, [])
             self.progress.block(index=count, peak_bytes=peak_bytes())
+        shards.close()
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -95,10 +102,17 @@ class Run:
         planned = self.plan.by_tensor
         return [site for site in self.survey.quantizable.values() if site.tensor in planned]
 
-    def _capture(self) -> list[Sample]:
+    def _shards(self) -> Shards:
         if self.rows is None:
-            return []
-        return capture(self.survey.skeleton, self.rows, self._dtype)
+            return Here([], self.workers)
+        if self.engine.is_local:
+            return Here(capture(self.survey.skeleton, self.rows, self._dtype), self.workers)
+        path = self.survey.skeleton.checkpoint.path.resolve()
+        carry = Carry(
+            path=path, work=self.work.resolve(), rows=self.rows,
+            threads=threads_of(self.engine, None),
+        )  # fmt: skip
+        return There(engine=self.engine, carry=carry, survey=self.survey)
 
     def _gradients(self) -> Gradients:
         some = self.plan.calibrate.gradient_samples if self.plan.calibrate else None
@@ -111,7 +125,7 @@ class Run:
     def _quantize(
         self,
         block: Block,
-        samples: list[Sample],
+        shards: Shards,
         gradients: Gradients,
         cutoffs: dict[str, Cutoff],
     ) -> list[Finished]:
@@ -120,10 +134,12 @@ class Run:
         # q,k,v | o | gate,up | down: the inputs of later ones come from quantized earlier ones
         for groups in block.topology.stages:
             give_back()
-            for one in stage.quantize(groups, samples):
+            done = len(finished)
+            for one in stage.quantize(groups, shards):
                 finished.append(one)
                 self._tell(block.index, one)
-            block.settle(groups)
+            if not shards.is_empty:
+                shards.settle(block, groups, finished[done:])
         return finished
 
     def _tell(self, index: int, one: Finished) -> None:
@@ -133,18 +149,3 @@ class Run:
             self.progress.say(f"{one.tensor}: {notes['fallback']}, as {notes['why']}")
         if "warning" in notes:
             self.progress.say(f"{one.tensor}: {notes['warning']}")
-
-    def _restore(self, block: Block) -> None:
-        """Put the finished weights of an earlier run back, so that the samples can pass."""
-        tasks = self.plan.by_tensor
-        block.put_stored(
-            {
-                name: self.work.read_changed(block.index, name)
-                for name in self.work.changed(block.index)
-            }
-        )
-        for tensor in self.work.facts(block.index):
-            task = tasks[tensor]
-            quantized, input_scale = self.work.load(block.index, tensor, task)
-            local = self.survey.by_tensor[tensor].local
-            install(block, local, quantized.dequantize(), self.plan.scheme(task), input_scale)

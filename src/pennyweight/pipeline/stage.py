@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pennyweight.core import (
     DataError,
@@ -19,23 +19,21 @@ from pennyweight.core import (
     UnsupportedError,
 )
 from pennyweight.formats.rounding import round_to_nearest
-from pennyweight.model.capture import Sample
-from pennyweight.model.linear import QuantizedLinear, static_input_scale
-from pennyweight.model.memory import give_back
+from pennyweight.model.linear import static_input_scale
 from pennyweight.model.stream import Block
 from pennyweight.model.topology import Group
 from pennyweight.model.workers import Workers
-from pennyweight.observe.collect import Collector
 from pennyweight.observe.gradient import GRADIENT_FIELDS
 from pennyweight.pipeline.gradients import Gradients
+from pennyweight.pipeline.install import install
 from pennyweight.pipeline.plan import Plan, Task
+from pennyweight.pipeline.shards import Shards
 from pennyweight.pipeline.solve import looks_at_whole_tensors, solve
 from pennyweight.pipeline.survey import Site, Survey
 from pennyweight.pipeline.workdir import Finished
 from pennyweight.quantize.base import FallsBack, SelectsTogether
 from pennyweight.saliency.select import Cutoff
 
-CHUNK = 4  # samples whose inputs are held at once: bounds memory, and is the order of the sums
 LOSS_ROWS = 128  # rows on which the reported loss is computed: it is a progress figure
 
 
@@ -50,7 +48,7 @@ class Stage:
     gradients: Gradients | None = None
     cutoffs: Mapping[str, Cutoff] = field(default_factory=dict)  # of tensors that share one
 
-    def quantize(self, groups: tuple[Group, ...], samples: list[Sample]) -> Iterator[Finished]:
+    def quantize(self, groups: tuple[Group, ...], shards: Shards) -> Iterator[Finished]:
         """Observe all groups in one pass, then solve them one after another."""
         work = {group: self._tasks(group) for group in groups}
         work = {group: tasks for group, tasks in work.items() if tasks}
@@ -59,8 +57,8 @@ class Stage:
             - GRADIENT_FIELDS
             for group, tasks in work.items()
         }
-        observed = [group for group in work if needs[group]]
-        stats = self._observe(observed, needs, samples) if observed else {}
+        observed = {group: fields for group, fields in needs.items() if fields}
+        stats = shards.observe(self.block, observed) if observed else {}
         largest = largest_absmax(stats.values())
         for group, tasks in work.items():
             yield from self._solve(group, tasks, stats.pop(group, Stats()), largest)
@@ -69,19 +67,6 @@ class Stage:
         sites = [self.survey.site(self.block.index, name) for name in group.linears]
         tasks = self.plan.by_tensor
         return [(site, tasks[site.tensor]) for site in sites if site and site.tensor in tasks]
-
-    def _observe(self, groups, needs, samples: list[Sample]) -> dict[Group, Stats]:
-        collectors = {group: Collector(needs[group], self.workers) for group in groups}
-        for start in range(0, len(samples), CHUNK):
-            part = self.block.inputs(groups, samples[start : start + CHUNK], self.workers)
-            for group, inputs in zip(groups, part, strict=True):
-                try:
-                    collectors[group].add(inputs)
-                except PennyweightError as error:
-                    raise type(error)(f"{self.block.prefix}{group.linears[0]}: {error}") from None
-            del part
-        give_back()  # what the passes left behind is not needed while the stage is solved
-        return {group: collector.stats() for group, collector in collectors.items()}
 
     def _solve(
         self, group: Group, tasks, observed: Stats, largest: Tensor | None
@@ -192,20 +177,6 @@ def _bundles(tasks: list[tuple[Site, Task]]) -> list[list[tuple[Site, Task]]]:
         same = repr((task.scheme, task.quantizer, sorted(task.options.items()), alone))
         bundles.setdefault(same, []).append((site, task))
     return list(bundles.values())
-
-
-def install(
-    block: Block, local: str, weight: Tensor, scheme: Scheme, input_scale: Tensor | None
-) -> None:
-    """From here on the block computes with the quantized weight (and rounded activation)."""
-    linear = block.module.get_submodule(local)
-    assert isinstance(linear, nn.Linear)
-    if linear.weight.is_meta:
-        return  # nothing is observed in this run, so the block was never loaded
-    linear.weight = nn.Parameter(weight.to(block.dtype), requires_grad=False)
-    if scheme.activation is not None:
-        rounding = QuantizedLinear(linear.weight, linear.bias, scheme.activation, input_scale)
-        block.replace(local, rounding)
 
 
 def relative_loss(weight: Tensor, rounded: Tensor, stats: Stats) -> tuple[float, str]:

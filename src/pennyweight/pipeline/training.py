@@ -19,10 +19,11 @@ from pennyweight.model.memory import give_back
 from pennyweight.model.stream import Block
 from pennyweight.model.topology import Group
 from pennyweight.model.workers import Workers
+from pennyweight.pipeline.install import install
 from pennyweight.pipeline.plan import Plan
 from pennyweight.pipeline.recipe import Training
 from pennyweight.pipeline.rescale import MOVED, Rescaling, rewritten
-from pennyweight.pipeline.stage import install, relative_loss
+from pennyweight.pipeline.stage import relative_loss
 from pennyweight.pipeline.survey import Survey
 from pennyweight.pipeline.workdir import Finished
 from pennyweight.train.base import Given, Learning, Link, Start

@@ -75,6 +75,10 @@ class WorkDir:
             write_text(path / PLAN, plan.dump())
         return cls(path, plan)
 
+    def resolve(self) -> WorkDir:
+        """The same by its absolute path."""
+        return WorkDir(self.path.resolve(), self.plan)
+
     def block_file(self, index: int) -> Path:
         return self.path / f"block_{index:05}.safetensors"
 

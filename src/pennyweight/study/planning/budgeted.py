@@ -8,6 +8,8 @@ from typing import Any
 
 from pennyweight.core import Progress, RecipeError
 from pennyweight.evaluate import Settings
+from pennyweight.model.engine import Engine
+from pennyweight.pipeline.job import Job
 from pennyweight.pipeline.quantize import Result
 from pennyweight.pipeline.quantize import quantize as carry_out
 from pennyweight.pipeline.recipe import Recipe
@@ -22,9 +24,10 @@ PLANNED = "plan.toml"
 
 
 def quantize(
-    recipe: Recipe | Path,
+    recipe: Recipe | Path | Job,
     output: str | Path,
     *,
+    engine: Engine | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -34,19 +37,26 @@ def quantize(
     What planning measured stays in the folder `<output>.plan`. Raises what both raise, before all
     BudgetError.
     """
+    means: dict[str, Any] = {"engine": engine, "threads": threads, "progress": progress}
     if isinstance(recipe, Recipe) and recipe.budget:
-        planned = plan_first(recipe, Path(output), threads=threads, progress=progress)
-        recipe = planned_recipe(recipe, planned)
-    return carry_out(recipe, output, threads=threads, progress=progress, **options)
+        recipe = planned_recipe(recipe, plan_first(recipe, Path(output), **means))
+    return carry_out(recipe, output, **means, **options)
 
 
 def plan_first(
-    recipe: Recipe, output: Path, *, threads: int | None = None, progress: Progress | None = None
+    recipe: Recipe,
+    output: Path,
+    *,
+    engine: Engine | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> Planned:
     """The plan for a recipe's budget, in `<output>.plan`; what is there is not measured again."""
     folder = output.with_name(f"{output.name}.plan")
     wish = wish_of(recipe)
-    return plan(wish, folder / PLANNED, work=folder, threads=threads, progress=progress)
+    return plan(
+        wish, folder / PLANNED, work=folder, engine=engine, threads=threads, progress=progress
+    )
 
 
 def planned_recipe(asked: Recipe, planned: Planned) -> Recipe:

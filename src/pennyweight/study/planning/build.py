@@ -28,6 +28,7 @@ from pennyweight.evaluate.evaluation import summarize
 from pennyweight.evaluate.intervals import CONFIDENCE
 from pennyweight.evaluate.scores import score_documents
 from pennyweight.formats.schemes import UNTOUCHED
+from pennyweight.model.engine import Engine
 from pennyweight.model.load import load_model
 from pennyweight.model.workers import start_workers
 from pennyweight.pipeline.engine import Run
@@ -60,12 +61,13 @@ class Builder:
     reference: PreTrainedModel
     folder: Path  # for what is being built
     store: Store
-    engine: str
+    engine: str  # that is to serve the result
     threads: int | None
     progress: Progress
     exam: Exam | None = None
     transform: tuple[Rewrite, ...] = ()
     train: tuple[Training, ...] = ()
+    sharing: Engine | None = None  # with whose processes candidates are built
 
     def recipe(self, schemes: Assignment) -> Recipe:
         """One rule for each tensor, in the order in which they run."""
@@ -110,7 +112,9 @@ class Builder:
         if missing:
             out = self.folder / f"candidate-{job.plan.digest[:12]}"
             if not out.exists():  # else an earlier run was stopped before it was measured
-                quantize(recipe, out, threads=self.threads, progress=self.progress)
+                quantize(
+                    job, out, engine=self.sharing, threads=self.threads, progress=self.progress
+                )
             for one in missing:
                 self._keep(out, job.plan.digest, one, clock)
             shutil.rmtree(out)

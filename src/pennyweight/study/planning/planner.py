@@ -75,7 +75,8 @@ def plan(
     """Write the plan to `output` and all candidates to `<output>.frontier.json` beside it.
 
     work: a folder that an interrupted call continues in, `<output>.work` unless given. engine:
-    shares out the units that are measured one by one; candidates are built here. Raises
+    shares out the units that are measured one by one, and what candidates are calibrated on.
+    Raises
     BudgetError if nothing is inside the budget, the budget is inside the noise of 16 bits, or its
     tasks have too few items;
     RecipeError for pins, schemes and tables that cannot be; and what quantizing raises.
@@ -141,7 +142,7 @@ class Planner:
             ingredients=wish.ingredients, table=known, budget=wish.budget,
             texts=texts, reference=reference, folder=work,
             store=Store.open(store), engine="any" if wish.any_engine else "vllm",
-            threads=threads, progress=progress, exam=exam,
+            threads=threads, progress=progress, exam=exam, sharing=engine,
             transform=wish.transform, train=wish.train,
         )  # fmt: skip
         noise = _noise(builder, wish.budget)
