@@ -1,7 +1,7 @@
-"""What a plan could save if there were formats between the widths.
+r"""What a plan could save if there were formats between the widths.
 
-    pennyweight sense pylm --schemes W2A16_g128_asym,W3A16_g128_asym,W4A16_g128_asym,W5A16_g128_asym,\
-W6A16_g128_asym --granularity matmul --samples 32 --max-tokens 4096 --document-tokens 256 -o sense.json
+    pennyweight sense pylm --granularity matmul --samples 32 --max-tokens 4096 -o sense.json \
+        --document-tokens 256 --schemes W2A16_g128_asym,W3A16_g128_asym,W4A16_g128_asym,...
     python bench/width_steps.py sense.json [--uniform W3A16_g128_asym] [--steps 1 2 4]
 
 Between two schemes of a table, ordered by their bits, the loss of each unit is drawn straight (log
@@ -35,7 +35,9 @@ def main() -> None:
         units = tuple(Unit(name=u.name, options=tuple(cut(u, steps))) for u in table.units)
         cheapest = Exact()(Problem(units=units, minimise="cost", budget=loss)).cost
         best = Exact()(Problem(units=units, minimise="loss", budget=bits)).loss
-        print(f"| {steps} | {100 * (cheapest / bits - 1):+.1f} % | {100 * (best / loss - 1):+.1f} % |")
+        print(
+            f"| {steps} | {100 * (cheapest / bits - 1):+.1f} % | {100 * (best / loss - 1):+.1f} % |"
+        )
 
 
 def cut(unit: UnitLoss, steps: int) -> Iterator[Option]:
