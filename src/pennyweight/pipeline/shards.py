@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -26,6 +26,7 @@ SHARD = 4  # samples whose inputs are held at once: bounds memory, and is the or
 Needs = Mapping[Group, frozenset[str]]  # the fields of Stats that are asked for
 
 
+@runtime_checkable
 class Shards(Protocol):
     """All samples of a run, wherever they are."""
 
