@@ -30,6 +30,7 @@ from pennyweight.evaluate.scores import score_documents
 from pennyweight.formats.schemes import UNTOUCHED
 from pennyweight.model.engine import Engine
 from pennyweight.model.load import load_model
+from pennyweight.model.resolve import resolve_model
 from pennyweight.model.workers import start_workers
 from pennyweight.pipeline.engine import Run
 from pennyweight.pipeline.job import prepare
@@ -58,7 +59,6 @@ class Builder:
     table: Sensitivity | None  # None until it is measured; only `noise` can do without
     budget: Budget
     texts: Texts
-    reference: PreTrainedModel
     folder: Path  # for what is being built
     store: Store
     engine: str  # that is to serve the result
@@ -187,6 +187,13 @@ class Builder:
                 self.texts.tokens,
             )  # fmt: skip
         return replace(summarize(joined(parts), settings), digest=self.texts.digest)
+
+    @cached_property
+    def reference(self) -> PreTrainedModel:
+        """The untouched model, in memory from the first candidate on: while units are measured the
+        models of their trials are."""
+        path = resolve_model(self.ingredients.model)
+        return load_model(path, trust_remote_code=self.ingredients.trust_remote_code)
 
     @cached_property
     def _remembered(self) -> Reference:

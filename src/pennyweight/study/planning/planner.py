@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from pennyweight.evaluate import plain
 from pennyweight.formats.schemes import UNTOUCHED
 from pennyweight.model.checkpoint import Checkpoint
 from pennyweight.model.engine import Engine
-from pennyweight.model.load import load_model
 from pennyweight.model.resolve import resolve_model
 from pennyweight.model.skeleton import Skeleton
 from pennyweight.model.writer import disk_errors, write_text
@@ -134,23 +134,21 @@ class Planner:
         store = work / "records.sqlite"
         exam = _exam(wish, Keeping(records=store), threads, progress)
         known = known_table(wish, seen) if wish.sense else None
-        reference = load_model(path, trust_remote_code=wish.ingredients.trust_remote_code)
         texts = read_texts(
-            path, reference, wish.data, split_at=wish.split_at, settings=wish.settings
+            path, seen.skeleton.model, wish.data, split_at=wish.split_at, settings=wish.settings
         )
-        builder = Builder(
-            ingredients=wish.ingredients, table=known, budget=wish.budget,
-            texts=texts, reference=reference, folder=work,
+        build = partial(
+            Builder, ingredients=wish.ingredients, budget=wish.budget, texts=texts, folder=work,
             store=Store.open(store), engine="any" if wish.any_engine else "vllm",
             threads=threads, progress=progress, exam=exam, sharing=engine,
             transform=wish.transform, train=wish.train,
         )  # fmt: skip
-        noise = _noise(builder, wish.budget)
+        noise = _noise(build(table=None), wish.budget)  # whose models are let go before the next
         table = known or sensed(wish, schemes, work, threads, progress, engine)
         require_fresh(table, wish, texts.digest)
         table = restricted(table, {*schemes, *(pin.scheme for pin in wish.pins)})
         return cls(
-            wish=wish, table=table, builder=replace(builder, table=table), costs=costs,
+            wish=wish, table=table, builder=build(table=table), costs=costs,
             pins=pinned(wish.pins, table), allocator=allocator, noise=noise,
         )  # fmt: skip
 
