@@ -9,6 +9,7 @@ from pennyweight.core import (
     CheckpointError,
     FormatError,
     NumericalError,
+    Progress,
     RecipeError,
     UnknownNameError,
 )
@@ -16,6 +17,7 @@ from pennyweight.evaluate import Settings
 from pennyweight.model.checkpoint import Checkpoint
 from pennyweight.records import Store
 from pennyweight.study.bank import Ingredients
+from pennyweight.study.sensitivity import sensing
 from pennyweight.study.sensitivity.estimators import ESTIMATORS, direct
 from pennyweight.study.sensitivity.estimators.base import Estimate
 from pennyweight.study.sensitivity.sense import Places, ratio, sense, spearman
@@ -51,6 +53,15 @@ def test_the_file_holds_every_unit_under_every_scheme(asked, tiny_llama, tmp_pat
         assert unit.options["W16A16"].value == 0.0
         assert unit.options["W16A16"].stored_bits == 32 * unit.parameters
     assert [path.name for path in tmp_path.iterdir()] == ["sense.json"]
+
+
+def test_hours_are_told_beforehand(asked, tmp_path, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda self, message: told.append(message))
+    monkeypatch.setattr(sensing, "LONG_S", 0.0)
+    sense(asked, places(tmp_path), threads=1)
+    (line,) = [line for line in told if "at the pace of the first" in line]
+    assert line.startswith("direct: some 0.0 hours") and "fisher or output_error take" in line
 
 
 def test_interrupted_it_continues_and_ends_with_the_same_bytes(asked, tmp_path, monkeypatch):

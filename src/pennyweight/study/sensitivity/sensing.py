@@ -31,6 +31,7 @@ from pennyweight.study.trial import Swaps, Trials
 from pennyweight.study.units import Unit, units
 
 STUDY = "sense"
+LONG_S = 3600.0  # what takes longer is told beforehand
 TEXT = ("stdlib",)  # not the held-out half: a plan is proved on text that it was not made with
 
 
@@ -151,7 +152,10 @@ class Sensing:
         spent = Meter(self.bench)
         for number, one in enumerate(make(self.bench, todo) if todo else (), 1):
             check_finite(one.value, name, one.unit.name, one.scheme)
-            record = self._record(subjects[one.unit.name, one.scheme], one, spent.lap())
+            cost = spent.lap()
+            if number == 1 and not make.together:
+                self._warn_of_hours(name, cost["wall_s"] * (len(todo) - 1))
+            record = self._record(subjects[one.unit.name, one.scheme], one, cost)
             if record.key not in known:
                 self.store.add([record])
                 known[record.key] = record
@@ -159,6 +163,15 @@ class Sensing:
                 found = f"{one.unit.name} {one.scheme}: {one.value:.3g} nats"
                 self.bench.progress.measured(found, done=number, total=len(todo))
         return [known[key] for key in keys.values()]
+
+    def _warn_of_hours(self, name: str, ahead_s: float) -> None:
+        """ahead_s: by one process, at the pace of the first estimate."""
+        if ahead_s > LONG_S and self.bench.engine.is_local:
+            cheap = " or ".join(n for n, one in ESTIMATORS.items() if one.together and n != name)
+            self.bench.progress.say(
+                f"{name}: some {ahead_s / 3600:.1f} hours at the pace of the first; {cheap} take about "
+                "a pass for each scheme, and --compare on less text says how well they rank"
+            )
 
     def together(self, scheme: str) -> Record:
         """The KL of all units that can take a scheme in it at once; measured if it was not yet."""
