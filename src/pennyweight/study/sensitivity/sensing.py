@@ -169,8 +169,8 @@ class Sensing:
         if ahead_s > LONG_S and self.bench.engine.is_local:
             cheap = " or ".join(n for n, one in ESTIMATORS.items() if one.together and n != name)
             self.bench.progress.say(
-                f"{name}: some {ahead_s / 3600:.1f} hours at the pace of the first; {cheap} take about "
-                "a pass for each scheme, and --compare on less text says how well they rank"
+                f"{name}: some {ahead_s / 3600:.1f} hours at the pace of the first; {cheap} take "
+                "about a pass a scheme, and --compare on less text says how well they rank"
             )
 
     def together(self, scheme: str) -> Record:
