@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from pennyweight.model.engine import Engine
 
 EngineName = Annotated[
-    str, typer.Option("--engine", help="local, or ray (the extra of that name).")
+    str,
+    typer.Option(
+        "--engine", help="Who computes: local, or ray, a cluster (the extra of that name)."
+    ),
 ]
 Address = Annotated[
     str | None, typer.Option("--address", help="Of a Ray cluster that runs, such as auto.")
