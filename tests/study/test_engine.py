@@ -80,6 +80,8 @@ def test_the_commands_refuse_half_an_engine(tmp_path):
     for command in (
         ["sense", "pylm", "--schemes", "W4A16_g64", "-o", str(tmp_path / "sense.json")],
         ["profile", "pylm"],
+        ["plan", "pylm", "--budget", "kl<=1", "-o", str(tmp_path / "plan.toml")],
+        ["quantize", "pylm", "-o", str(tmp_path / "out")],
     ):
         found = CliRunner().invoke(app, [*command, "--workers", "2"])
         assert found.exit_code == 1 and "add --engine ray" in str(found.exception)
