@@ -3,8 +3,10 @@
 import pytest
 
 from pennyweight.core import CheckpointError, Progress
+from pennyweight.pipeline.job import prepare
 from pennyweight.pipeline.quantize import quantize
-from pennyweight.pipeline.spread import FOLDER, Places
+from pennyweight.pipeline.spread import FOLDER, Carry, Leg, Places
+from pennyweight.pipeline.workdir import WorkDir
 from tests.end_to_end.models import build, contents, make_recipe, save, save_tokens
 from tests.engines import Sent
 
@@ -84,6 +86,19 @@ def test_what_is_behind_is_not_walked_again(recipe, tmp_path):
     rest = Sent()
     quantize(recipe, tmp_path / "out", engine=rest, threads=1)
     assert rest.count < whole.count / 2
+
+
+def test_the_same_leg_gives_the_same_file_again(recipe, tmp_path):
+    """Also in a process that remembers the shard."""
+    job = prepare(recipe)
+    work = WorkDir.open(tmp_path / "out", job.plan)
+    carry = Carry(path=job.path, work=work, rows=job.calibration.ids, threads=1)
+    carry.places.folder.mkdir()
+    found = []
+    for _ in range(2):
+        carry(Leg(shard=0, block=0))
+        found.append(carry.places.states(1, 0).read_bytes())
+    assert found[0] == found[1]
 
 
 def test_a_work_directory_that_is_not_seen_is_named(recipe, tmp_path):

@@ -15,7 +15,14 @@ from safetensors.torch import load_file, save_file
 
 from pennyweight.pipeline.quantize import quantize
 from pennyweight.pipeline.recipe import Calibrate, Recipe, Rule
-from tests.vllm.test_serving import MODEL, Measured, ask_vllm, make_prompts, prompt_logprobs, report
+from tests.vllm.test_serving import (
+    MODEL,
+    Measured,
+    ask_vllm,
+    assert_weights_serve,
+    make_prompts,
+    prompt_logprobs,
+)
 
 pytestmark = pytest.mark.vllm
 
@@ -50,9 +57,4 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_serves_as_we_compute_it(measured: Measured, name: str) -> None:
-    difference = measured.difference(name, "bfloat16").mean().item()
-    bound = 2 * measured.difference("BF16", "bfloat16").mean().item()
-    effect = measured.effect(name, "bfloat16").mean().item()
-    report(f"head {name} bf16", difference, bound, effect)
-    assert difference <= bound
-    assert difference < effect / 5
+    assert_weights_serve(measured, name)

@@ -141,13 +141,27 @@ def report(name: str, difference: float, bound: float, effect: float) -> None:
     )
 
 
-def test_w4a16_serves_as_we_compute_it(measured: Measured) -> None:
-    difference = measured.difference("W4A16_g128", "bfloat16").mean().item()
+def assert_weights_serve(measured: Measured, name: str) -> None:
+    """The bound of dequantized weights, bf16 on both sides."""
+    difference = measured.difference(name, "bfloat16").mean().item()
     bound = 2 * measured.difference("BF16", "bfloat16").mean().item()
-    effect = measured.effect("W4A16_g128", "bfloat16").mean().item()
-    report("W4A16_g128 bf16", difference, bound, effect)
+    effect = measured.effect(name, "bfloat16").mean().item()
+    report(f"{name} bf16", difference, bound, effect)
     assert difference <= bound
     assert difference < effect / 5
+
+
+def assert_inputs_serve(measured: Measured, name: str) -> None:
+    """The bound of rounded inputs, bf16 on both sides."""
+    difference = measured.difference(name, "bfloat16").mean().item()
+    floor = measured.difference("BF16", "bfloat16").mean().item()
+    effect = measured.effect(name, "bfloat16").mean().item()
+    report(f"{name} bf16", difference, 2**0.5 * effect + floor, effect)
+    assert difference <= 2**0.5 * effect + floor
+
+
+def test_w4a16_serves_as_we_compute_it(measured: Measured) -> None:
+    assert_weights_serve(measured, "W4A16_g128")
 
 
 def test_w8a8_serves_as_we_compute_it(measured: Measured) -> None:
@@ -160,8 +174,4 @@ def test_w8a8_serves_as_we_compute_it(measured: Measured) -> None:
 
 
 def test_w8a8_serves_in_bf16(measured: Measured) -> None:
-    difference = measured.difference("W8A8", "bfloat16").mean().item()
-    floor = measured.difference("BF16", "bfloat16").mean().item()
-    effect = measured.effect("W8A8", "bfloat16").mean().item()
-    report("W8A8 bf16", difference, 2**0.5 * effect + floor, effect)
-    assert difference <= 2**0.5 * effect + floor
+    assert_inputs_serve(measured, "W8A8")

@@ -18,13 +18,12 @@ def _absmax(x: Float[Tensor, "tokens in"]) -> Float[Tensor, " in"]:
     return torch.maximum(-x.amin(0), x.amax(0))  # aminmax along an axis takes six times as long
 
 
-# What one sample says of each channel, and how two samples are put together.
-Combine = Callable[[Tensor, Tensor], Tensor]
-PER_CHANNEL: dict[str, tuple[Callable[[Tensor], Tensor], Combine]] = {
-    "absmax": (_absmax, torch.maximum),
-    "least_absmax": (_absmax, torch.minimum),
-    "abs_sum": (lambda x: torch.linalg.vector_norm(x, 1, dim=0), torch.add),
-    "square_sum": (lambda x: x.square().sum(0), torch.add),
+# What one sample says of each channel; how two samples are put together, Stats knows.
+PER_CHANNEL: dict[str, Callable[[Tensor], Tensor]] = {
+    "absmax": _absmax,
+    "least_absmax": _absmax,
+    "abs_sum": lambda x: torch.linalg.vector_norm(x, 1, dim=0),
+    "square_sum": lambda x: x.square().sum(0),
 }
 
 
@@ -37,9 +36,8 @@ class Collector:
 
     def __init__(self, needs: frozenset[str], workers: Mapper) -> None:
         self._needs, self._workers = needs, workers
-        self._tokens = 0
         self._gram: Tensor | None = None
-        self._channels: dict[str, Tensor] = {}
+        self._rest = Stats()  # without the Gram matrix, which grows in place
 
     def add(self, inputs: Sequence[Float[Tensor, "_ in"]]) -> None:
         """Take in the rows of these inputs, one of each sample. Raises NumericalError if one is
@@ -48,23 +46,22 @@ class Collector:
         if not inputs:
             return
         x = torch.empty(sum(map(len, inputs)), inputs[0].shape[1])
-        part: dict[str, Tensor] = {}
+        part = Stats(tokens=len(x))
         for found in self._fill(x, inputs):
             _require_finite(found["absmax"])
-            _combine(part, {name: found[name] for name in self._needs & found.keys()})
-        _combine(self._channels, part)
-        self._tokens += len(x)
+            part = part.merge(Stats(**{name: found[name] for name in self._needs & found.keys()}))
+        self._rest = self._rest.merge(part)
         if "gram" in self._needs:
             self._add_gram(x)
 
-    def _fill(self, x: Float[Tensor, "tokens in"], inputs) -> list[dict[str, Tensor]]:
+    def _fill(self, x: Float[Tensor, "tokens in"], inputs) -> list[dict[str, Any]]:
         """Copy the inputs into x, one below the other; returns what each says of its channels."""
         parts = x.split([len(part) for part in inputs])
         wanted = PER_CHANNEL.keys() & (self._needs | {"absmax"})  # NaN and Inf show in absmax
 
         def fill(index: int) -> dict[str, Tensor]:
             part = parts[index].copy_(inputs[index])
-            return {name: PER_CHANNEL[name][0](part) for name in wanted}
+            return {name: PER_CHANNEL[name](part) for name in wanted}
 
         return self._workers.map(fill, range(len(inputs)))
 
@@ -91,14 +88,7 @@ class Collector:
                 gram[stop:, start:stop] = gram[start:stop, stop:].T
 
             self._workers.map(mirror, range(0, size, GRAM_ROWS))
-        channels: dict[str, Any] = dict(self._channels)
-        return Stats(tokens=self._tokens, gram=self._gram, **channels)
-
-
-def _combine(whole: dict[str, Tensor], part: dict[str, Tensor]) -> None:
-    for name, value in part.items():
-        combine = PER_CHANNEL[name][1]
-        whole[name] = combine(whole[name], value) if name in whole else value
+        return self._rest.merge(Stats(gram=self._gram))
 
 
 def _require_finite(absmax: Float[Tensor, " in"]) -> None:

@@ -93,7 +93,7 @@ class Gradients:
 
     @property
     def _dtype(self) -> torch.dtype:
-        return getattr(torch, self.plan.compute)
+        return self.plan.compute_dtype
 
     def _block(self, index: int) -> Block:
         return Block(self.survey.skeleton, index, self.survey.topologies[index], self._dtype)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from pennyweight.core import PennyweightError, Progress, Stats
@@ -72,7 +71,7 @@ class Head:
 
     def _observe(self, rows: Tensor | Sequence[Prompt], samples: list[Sample]) -> Stats:
         collector = Collector(self.plan.needs(self.task), self.workers)
-        dtype = getattr(torch, self.plan.compute)
+        dtype = self.plan.compute_dtype
         pairs = list(zip(rows, samples, strict=True))
         with head_inputs(self.survey.skeleton, self.site.local, samples[0], dtype) as inputs:
             for start in range(0, len(pairs), SHARD):

@@ -76,6 +76,10 @@ class Plan:
     def scheme(self, task: Task) -> Scheme:
         return parse_scheme(task.scheme, getattr(torch, self.dtype))
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return getattr(torch, self.compute)
+
     @cached_property
     def by_tensor(self) -> dict[str, Task]:
         return {task.tensor: task for task in self.tasks}

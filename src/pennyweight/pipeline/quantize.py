@@ -52,10 +52,9 @@ def quantize(
     into the new directory `output`.
 
     Work goes into `<output>.work`, one file per finished block; after an interruption the same call
-    continues there and ends with the same bytes.
-    `threads` and the engine, in whose processes calibration samples pass through the blocks, change
-    the time and nothing else. Raises a PennyweightError for anything a user can
-    cause; `output` then does not exist.
+    continues there and ends with the same bytes. `threads` and the engine, in whose processes
+    calibration samples pass through the blocks, change the time and nothing else. Raises a
+    PennyweightError for anything a user can cause; `output` then does not exist.
     """
     started, progress, output = time.monotonic(), progress or Progress(), Path(output)
     engine, job = engine or Local(), _job(recipe)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from pennyweight.core import Progress
@@ -69,7 +67,7 @@ class Run:
             if index not in todo and shards.is_empty:
                 continue
             block = self._block(index)
-            with nullcontext() if shards.is_empty else shards.loaded(block):
+            with shards.loaded(block):
                 block.advance(originals, self.workers)
                 if index in todo:
                     told = list(rescaling(block, samples))
@@ -90,13 +88,9 @@ class Run:
             self.progress.block(index=count, peak_bytes=peak_bytes())
         shards.close()
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        return getattr(torch, self.plan.compute)
-
     def _block(self, index: int) -> Block:
         topology = self.survey.topologies[index]
-        return Block(self.survey.skeleton, index, topology, self._dtype, self.work.path)
+        return Block(self.survey.skeleton, index, topology, self.plan.compute_dtype, self.work.path)
 
     def _planned_sites(self):
         planned = self.plan.by_tensor
@@ -106,7 +100,9 @@ class Run:
         if self.rows is None:
             return Here([], self.workers)
         if self.engine.is_local:
-            return Here(capture(self.survey.skeleton, self.rows, self._dtype), self.workers)
+            return Here(
+                capture(self.survey.skeleton, self.rows, self.plan.compute_dtype), self.workers
+            )
         path = self.survey.skeleton.checkpoint.path.resolve()
         carry = Carry(
             path=path, work=self.work.resolve(), rows=self.rows,
@@ -138,8 +134,7 @@ class Run:
             for one in stage.quantize(groups, shards):
                 finished.append(one)
                 self._tell(block.index, one)
-            if not shards.is_empty:
-                shards.settle(block, groups, finished[done:])
+            shards.settle(block, groups, finished[done:])
         return finished
 
     def _tell(self, index: int, one: Finished) -> None:

@@ -7,7 +7,7 @@ in the order of the shards: whoever summed them, the bits are the same.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -36,7 +36,7 @@ class Shards(Protocol):
         ...
 
     def loaded(self, block: Block) -> AbstractContextManager[None]:
-        """The block with its weights in memory, if it is this process that runs it."""
+        """The block with its weights in memory, if this process runs samples through it."""
         ...
 
     def observe(self, block: Block, needs: Needs) -> dict[Group, Stats]:
@@ -73,7 +73,7 @@ class Here:
         return not self.samples
 
     def loaded(self, block: Block) -> AbstractContextManager[None]:
-        return block.loaded()
+        return block.loaded() if self.samples else nullcontext()
 
     def observe(self, block: Block, needs: Needs) -> dict[Group, Stats]:
         groups = list(needs)

@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -108,9 +107,12 @@ class Carry:
             if self.work.is_done(block.index):  # else nothing of it is quantized
                 restore(block, self.work, self.survey, but=self._installed)
                 self._installed.update(self.work.facts(block.index))
+            before = [sample.hidden for sample in samples]
             block.advance(samples, workers)
             entries = [Entry.of(str(i), sample.hidden) for i, sample in enumerate(samples)]
             write_safetensors(self.places.states(leg.block + 1, leg.shard), entries, {})
+            for sample, hidden in zip(samples, before, strict=True):
+                sample.hidden = hidden  # so that the same leg gives the same file again
             return {}
 
     @cached_property
@@ -122,15 +124,13 @@ class Carry:
     def places(self) -> Places:
         return Places(folder=self.work.path / FOLDER)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return getattr(torch, self.work.plan.compute)
-
     def _opened(self, index: int) -> Block:
         if self._block is None or self._block.index != index:
             self._open.close()
             topology = self.survey.topologies[index]
-            self._block = Block(self.survey.skeleton, index, topology, self.dtype, self.work.path)
+            self._block = Block(
+                self.survey.skeleton, index, topology, self.work.plan.compute_dtype, self.work.path
+            )
             self._open.enter_context(self._block.loaded())
             self._settled, self._installed, self._samples = 0, set(), {}
             if index:  # states are read from files, and of what was captured only the calls count
@@ -159,7 +159,9 @@ class Carry:
             start = leg.shard * SHARD
             if leg.shard not in self._captured:
                 rows = self.rows[start : start + SHARD]
-                self._captured[leg.shard] = capture(self.survey.skeleton, rows, self.dtype)
+                self._captured[leg.shard] = capture(
+                    self.survey.skeleton, rows, self.work.plan.compute_dtype
+                )
             samples = [Sample(s.hidden, s.calls) for s in self._captured[leg.shard]]
             if leg.block:
                 states = self.places.read(self.places.states(leg.block, leg.shard))
@@ -255,7 +257,7 @@ class There:
                 file.unlink()
 
     def states(self) -> list[Sample]:
-        samples = capture(self.survey.skeleton, self.carry.rows, self.carry.dtype)
+        samples = capture(self.survey.skeleton, self.carry.rows, self.carry.work.plan.compute_dtype)
         for number, sample in enumerate(samples):
             file = self.carry.places.states(len(self.survey.topologies), number // SHARD)
             sample.hidden = self.carry.places.read(file)[str(number % SHARD)]

@@ -26,9 +26,8 @@ from pennyweight.model.stream import Block
 from pennyweight.model.topology import Group
 from pennyweight.model.workers import Workers, start_workers
 from pennyweight.observe.profile import Sums, observe_profile
+from pennyweight.pipeline.shards import SHARD
 from pennyweight.pipeline.survey import Survey, survey
-
-SHARD = 4  # samples that are added up first, and whose inputs are held at once
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from pennyweight.core import Progress, Registry, UnsupportedError
+from pennyweight.evaluate import Interval
 from pennyweight.formats.schemes import parse_scheme
 from pennyweight.model.engine import Engine, Local
 from pennyweight.model.workers import Workers
@@ -69,6 +70,15 @@ class Estimate:
     lower: float | None = None  # ends of the 95 % interval, where the estimator knows one
     upper: float | None = None
     made: Mapping[str, Any] = field(default_factory=dict)  # provenance, if not of this process
+
+    @classmethod
+    def of(cls, unit: Unit, scheme: str, loss: Interval, made: Mapping[str, Any]) -> Estimate:
+        """With the ends of an interval, which are nan where there was nothing to resample."""
+        known = loss.low == loss.low
+        return cls(
+            unit=unit, scheme=scheme, value=loss.value, lower=loss.low if known else None,
+            upper=loss.high if known else None, made=made,
+        )  # fmt: skip
 
 
 Wanted = Sequence[tuple[Unit, str]]

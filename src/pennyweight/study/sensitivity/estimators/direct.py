@@ -19,9 +19,4 @@ class Direct:
     def __call__(self, bench: Bench, wanted: Wanted) -> Iterator[Estimate]:
         found = bench.measure([dict.fromkeys(unit.tensors, scheme) for unit, scheme in wanted])
         for (unit, scheme), measured in zip(wanted, found, strict=True):
-            kl = measured.found.kl
-            known = kl.low == kl.low  # nan where there is nothing to resample
-            yield Estimate(
-                unit=unit, scheme=scheme, value=kl.value, lower=kl.low if known else None,
-                upper=kl.high if known else None, made=measured.made,
-            )  # fmt: skip
+            yield Estimate.of(unit, scheme, measured.found.kl, measured.made)

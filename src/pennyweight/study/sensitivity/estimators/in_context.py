@@ -54,12 +54,7 @@ class InContext:
             for scheme in schemes:
                 measured = next(found)
                 difference = measured.found.kl_difference(without)
-                known = difference.low == difference.low  # nan where there is nothing to resample
-                yield Estimate(
-                    unit=unit, scheme=scheme, value=difference.value,
-                    lower=difference.low if known else None,
-                    upper=difference.high if known else None, made=measured.made,
-                )  # fmt: skip
+                yield Estimate.of(unit, scheme, difference, measured.made)
 
     def context(self, bench: Bench) -> str:
         """A digest of the base: the same unit around another base is another measurement."""
